@@ -1,0 +1,24 @@
+"""The checkpoint factory's library: tasks, stacked training, and the Parquet zoo that it writes."""
+
+from .nets import MLP
+from .plan import RunPlan, RunSettings
+from .spec import ParamSpec
+from .symmetry import Symmetry
+from .tasks import Task, check_task, make, register, registry, spec
+from .train import Rows, train_stack
+
+__all__ = [
+    "MLP",
+    "ParamSpec",
+    "Rows",
+    "RunPlan",
+    "RunSettings",
+    "Symmetry",
+    "Task",
+    "check_task",
+    "make",
+    "register",
+    "registry",
+    "spec",
+    "train_stack",
+]

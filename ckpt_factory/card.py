@@ -1,0 +1,91 @@
+"""The card written beside a zoo: what is in it, how it was made, how to read it."""
+
+from typing import Any
+
+import numpy as np
+
+from .zoo import Zoo
+
+
+def zoo_summary(zoo: Zoo) -> dict[str, Any]:
+    """What a zoo holds, as plain numbers: for `theta info`, the card and the report."""
+    h, units = zoo.header, zoo.finished_units()
+    runs = zoo.read_runs()
+    status = np.array(runs["status"].to_pylist())
+    finals = {
+        name: np.array(runs[f"final_{name}"])[status == "finished"] for name in h.metrics if status.size
+    }
+    return {
+        "task": h.task,
+        "parameters": h.spec.D,
+        "runs": len(runs),
+        "planned_runs": h.num_runs,
+        "shards": len(units),
+        "planned_shards": h.num_units,
+        "checkpoints": len(runs) * len(h.plan.steps()),
+        "bytes": sum(zoo.checkpoints_path(unit).stat().st_size for unit in units),
+        "diverged_runs": int((status == "diverged").sum()),
+        "dtype": h.dtype,
+        "steps": h.plan.steps(),
+        "final": {
+            name: {"median": float(np.median(v)), "min": float(v.min()), "max": float(v.max())}
+            for name, v in finals.items()
+            if v.size
+        },
+    }
+
+
+def zoo_card(zoo: Zoo) -> str:
+    """README.md of a zoo."""
+    if not zoo.finished_units():
+        return f"# Checkpoint zoo of {zoo.header.task}\n\nNo shard is finished yet.\n"
+    h, s = zoo.header, zoo_summary(zoo)
+    p = h.plan
+    finals = "\n".join(
+        f"| {name} | {v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f} |" for name, v in s["final"].items()
+    )
+    params = "\n".join(
+        f"| {name} | {list(shape)} | {part.start} | {part.stop} |" for name, part, shape in h.spec.slices()
+    )
+    return f"""# Checkpoint zoo of {h.task}
+
+{s["runs"]:,} runs, {s["checkpoints"]:,} checkpoints of {h.spec.D:,} parameters, {s["bytes"] / 1e6:,.0f} MB, \
+{s["diverged_runs"]} diverged runs (kept, `status` says which). {s["shards"]} of {s["planned_shards"]} shards.
+
+## Recipe
+SGD with Nesterov momentum {p.momentum}, {p.num_steps} steps of batch {p.batch_size}, {p.schedule} schedule, \
+learning rate {p.lr[0]:g} to {p.lr[1]:g}, weight decay {p.weight_decay[0]:g} to {p.weight_decay[1]:g}, \
+initial scale {p.init_scale[0]:g} to {p.init_scale[1]:g}, seed {p.seed}. \
+Each {p.group_size} run(s) in sequence share their batch order (`order_id`). \
+Checkpoints at {p.spacing}-spaced steps {", ".join(map(str, s["steps"]))}.
+
+## Metrics at the last step
+| column | min | median | max |
+|---|---|---|---|
+{finals}
+
+Validation columns are for conditioning and selection, test columns for reporting.
+
+## Columns
+`checkpoints/`: run_id, step, {", ".join(h.metrics)}, theta ({h.dtype}\
+{"" if h.dtype == "float32" else ", fixed-size binary, little-endian"}). \
+theta is the state_dict, flattened row-major in this order:
+
+| parameter | shape | from | to |
+|---|---|---|---|
+{params}
+
+`runs/`: one row per run with its settings, status and last metrics. `sums/`: \
+`sha256sum -c sums/*.sha256` checks every file.
+
+## Read it
+```python
+import duckdb, pyarrow.dataset as ds
+ds.dataset("checkpoints", partitioning="hive").to_table(columns=["run_id", "step", "{h.prompted}"])
+duckdb.sql("select step, median({h.prompted}) from 'checkpoints/**/*.parquet' group by step order by step")
+
+from ckpt_factory.zoo import Zoo
+rows = Zoo.open(".").read_unit(0)          # rows.theta: (runs, steps, {h.spec.D})
+state_dict = Zoo.open(".").header.spec.unflatten(rows.theta[0, -1])
+```
+"""

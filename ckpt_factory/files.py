@@ -1,0 +1,56 @@
+"""Files that appear whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+"""Prefix of files being written; readers of Parquet folders skip names that begin with a dot."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block succeeds, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and a file in it, or say in one line why that cannot be.
+
+    Raises:
+        ValueError: the folder cannot be made or written into.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
+
+
+def check_same(what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder that was begun with other settings, and say which they are.
+
+    Raises:
+        ValueError: a setting in `wanted` is not as it is in `held`.
+    """
+    differs = [f"{key} {held.get(key)} (now {wanted[key]})" for key in wanted if held.get(key) != wanted[key]]
+    if differs:
+        raise ValueError(
+            f"{what}, with {'; '.join(differs)}; give another --out, or the same settings to resume"
+        )

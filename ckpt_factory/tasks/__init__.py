@@ -1,0 +1,22 @@
+"""Learning problems: the Task protocol, its registry, and the tasks that come with the package."""
+
+from .base import Batch, Task
+from .check import check_task
+from .data import ImageData
+from .registry import TaskSpec, make, register, registry, spec
+from .synthetic import Quadratic
+from .vision import MLPClassifier
+
+__all__ = [
+    "Batch",
+    "ImageData",
+    "MLPClassifier",
+    "Quadratic",
+    "Task",
+    "TaskSpec",
+    "check_task",
+    "make",
+    "register",
+    "registry",
+    "spec",
+]

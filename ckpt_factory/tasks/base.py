@@ -1,0 +1,90 @@
+"""Task: a learning problem over stacks of networks; it begins every story and judges its end."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from numpy.random import SeedSequence
+from torch import Tensor
+
+from ..spec import ParamSpec
+from ..symmetry import Symmetry
+
+SPLITS = ("validation", "test")
+
+
+class Batch(NamedTuple):
+    """One mini-batch for each of G groups; run k of K learns from that of group k // (K // G)."""
+
+    x: Tensor  # (G, B, ...)
+    y: Tensor  # (G, B)
+
+
+Sampler = Callable[[Tensor], Any]
+"""theta (K, D) -> the next batch. It sees theta, so that a batch may be a rollout of the policies."""
+
+
+class Task(ABC):
+    """A learning problem whose networks are rows of theta: (K, D). One network is K = 1.
+
+    A subclass gives four verbs (init, sampler, loss, evaluate) and the attributes below. `gradients` is
+    derived from `loss`; a task that knows a faster way overrides it, and `check_task` holds both together.
+    """
+
+    id: str
+    """The name under which `make` finds the task, "module:name-v0" outside this package."""
+    spec: ParamSpec
+    symmetry: Symmetry
+    objective: ClassVar[Literal["min", "max"]] = "min"
+    """Whether a good `metric` is small (a loss) or large (a return)."""
+    metric: ClassVar[str] = "loss"
+    """The one of `metrics` that the generator is prompted with."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    """What `evaluate` measures."""
+    prompt_start: ClassVar[float] = 0.9
+    """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
+
+    @abstractmethod
+    def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
+        """Initial parameters of one run per generator; run k depends on rngs[k] alone."""
+
+    @abstractmethod
+    def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
+        """An endless stream of batches, one group of runs per generator."""
+
+    @abstractmethod
+    def loss(self, theta: Float[Tensor, "K D"], batch: Any) -> Float[Tensor, " K"]:
+        """Each run's training loss, differentiable in theta."""
+
+    @abstractmethod
+    def evaluate(self, theta: Float[Tensor, "K D"], split: str) -> dict[str, Float[Tensor, " K"]]:
+        """Each run's metrics on all of a split, "train", "validation" or "test"."""
+
+    def gradients(self, params: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        """Gradients of each run's loss, shaped like params: {name: (K, *shape)}."""
+        theta = self.spec.flatten(params).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(theta, batch).sum(), theta)
+        return self.spec.unflatten(gradient)
+
+    def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
+        """Mean and covariance of what each named layer's weight multiplies, over the training split.
+
+        Empty where they are not known. The generator's function-space coordinates are built from them.
+        """
+        return {}
+
+    def metrics_of(self, theta: Float[Tensor, "K D"]) -> dict[str, Float[Tensor, " K"]]:
+        """Validation and test metrics under the names that the zoo's columns have: "validation_loss", ..."""
+        return {
+            f"{split}_{name}": values
+            for split in SPLITS
+            for name, values in self.evaluate(theta, split).items()
+        }
+
+
+def seeded(*entropy: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of integers alone, through numpy's SeedSequence."""
+    state = SeedSequence(entropy).generate_state(2)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))

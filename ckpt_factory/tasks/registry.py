@@ -1,0 +1,68 @@
+"""The registry of tasks, in Gymnasium's grammar: register, make, spec, registry, ids "module:name-v0"."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .base import Task
+from .data import ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """How a task is made: `entry_point(data)`, with the data that `load(data_root)` reads, if any."""
+
+    id: str
+    entry_point: Callable[..., Task]
+    load: Callable[[Path | None], ImageData] | None = None
+
+
+registry: dict[str, TaskSpec] = {}
+
+
+def register(
+    id: str, entry_point: Callable[..., Task], load: Callable[[Path | None], ImageData] | None = None
+) -> None:
+    """Make a task known under `id`. Do it at import of the module that the id names ("module:name-v0")."""
+    registry[id] = TaskSpec(id=id, entry_point=entry_point, load=load)
+
+
+def spec(id: str) -> TaskSpec:
+    """The registered spec of `id`; "module:name" imports the module first, so it works in a fresh process.
+
+    Raises:
+        ValueError: no such module or task; the message suggests the nearest name.
+    """
+    module, colon, name = id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError) as error:  # TypeError: a relative name
+            raise ValueError(
+                f"task {id!r}: cannot import module {module!r} ({error}); is it installed?"
+            ) from None
+    found = registry.get(id) or registry.get(name)
+    if found is None:
+        close = difflib.get_close_matches(id, registry, n=1, cutoff=0.4)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}")
+    return found
+
+
+def make(id: str, *, data_root: Path | str | None = None, data: Any = None) -> Task:
+    """The task of that id.
+
+    Args:
+        id: "digits-mlp-v0", or "module:name-v0" for a task that another module registers.
+        data_root: where its images are, for tasks that need some (see `ckpt_factory.tasks.data`).
+        data: the data itself, if already loaded; a worker gets it from the object store.
+    """
+    found = spec(id)
+    if data is None and found.load is not None:
+        data = found.load(Path(data_root) if data_root is not None else None)
+    task = found.entry_point() if found.load is None else found.entry_point(data)
+    task.id = id
+    return task

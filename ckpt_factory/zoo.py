@@ -1,0 +1,358 @@
+"""Zoo: the directory of Parquet shards that a factory fills and everything downstream reads."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from .files import TEMPORARY, atomic_path, check_same, write_text
+from .plan import RunPlan, RunSettings
+from .schema import DTYPES, SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
+from .spec import ParamSpec
+from .tasks.base import SPLITS, Task
+from .train import Rows
+
+ROW_GROUP_BYTES = 4 * 2**20
+HEADER = "zoo.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooHeader:
+    """What a zoo holds, fixed when it is begun: zoo.json."""
+
+    task: str
+    spec: ParamSpec
+    metrics: tuple[str, ...]
+    """Columns of metrics: validation_loss, ..."""
+    prompted: str
+    """The column that prompts are about."""
+    objective: str
+    plan: RunPlan
+    num_runs: int
+    stack_size: int
+    """Runs per unit of work, which is one stack and one shard."""
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        for name in ("num_runs", "stack_size"):
+            if getattr(self, name) < 1 or getattr(self, name) % self.plan.group_size:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected a positive multiple of group_size "
+                    f"{self.plan.group_size}, since runs of a group are trained together"
+                )
+
+    @classmethod
+    def of_task(cls, task: Task, plan: RunPlan, *, num_runs: int, stack_size: int, dtype: str) -> "ZooHeader":
+        return cls(
+            task=task.id,
+            spec=task.spec,
+            metrics=tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics),
+            prompted=f"validation_{task.metric}",
+            objective=task.objective,
+            plan=plan,
+            num_runs=num_runs,
+            stack_size=stack_size,
+            dtype=dtype,
+        )
+
+    @property
+    def num_units(self) -> int:
+        return -(-self.num_runs // self.stack_size)
+
+    def unit_runs(self, unit: int) -> list[RunSettings]:
+        first = unit * self.stack_size
+        return [self.plan.run(i) for i in range(first, min(first + self.stack_size, self.num_runs))]
+
+    def num_training_runs(self, held_out: float) -> int:
+        """How many runs to train on: the first ones. The last `held_out` of the groups are never touched."""
+        groups = self.num_runs // self.plan.group_size
+        return (groups - max(1, round(held_out * groups))) * self.plan.group_size
+
+    def to_json(self) -> str:
+        fields = asdict(self) | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        return json.dumps(fields, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ZooHeader":
+        fields = json.loads(text)
+        del fields["schema_version"]
+        plan: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in fields.pop("plan").items()
+        }
+        spec = ParamSpec.from_json(json.dumps(fields.pop("spec")))
+        return cls(**fields | {"plan": RunPlan(**plan), "spec": spec, "metrics": tuple(fields["metrics"])})
+
+
+class UnitRows(NamedTuple):
+    """Checkpoints of R whole runs at S steps."""
+
+    run_ids: Int[Tensor, " R"]
+    steps: Int[Tensor, " S"]
+    theta: Shaped[Tensor, "R S D"]
+    metrics: dict[str, Float[Tensor, "R S"]]
+
+    def finite(self) -> Bool[Tensor, " R"]:
+        """Which runs have only finite parameters and metrics; the others have diverged."""
+        finite = self.theta.isfinite().all(-1).all(-1)
+        for values in self.metrics.values():
+            finite = finite & values.isfinite().all(-1)
+        return finite
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A zoo on disk.
+
+    checkpoints/task=<id>/part-00017.parquet   one row per checkpoint, row groups of whole runs
+    runs/part-00017.parquet                    one row per run
+    sums/part-00017.sha256                     checksums of both and of zoo.json; written last: unit done
+    zoo.json                                   the header
+    """
+
+    path: Path
+    header: ZooHeader
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Zoo":
+        """Open a zoo.
+
+        Raises:
+            ValueError: no zoo there, or one of another schema version.
+        """
+        path = Path(path)
+        try:
+            text = (path / HEADER).read_text()
+            fields = json.loads(text)
+            version = fields.get("schema_version") if isinstance(fields, dict) else None
+        except FileNotFoundError:
+            raise ValueError(
+                f"no zoo at {path} (it has no {HEADER}); make one with `theta make --out {path}`"
+            ) from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path / HEADER} cannot be read ({error}); restore it or make the zoo anew"
+            ) from None
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"zoo {path} has schema version {version}, this thetaforge reads {SCHEMA_VERSION}; "
+                "make it anew, or read it with the version that wrote it"
+            )
+        try:
+            return cls(path, ZooHeader.from_json(text))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path / HEADER} is not a zoo's header ({error}); restore it or make the zoo anew"
+            ) from None
+
+    @classmethod
+    def create(cls, path: Path | str, header: ZooHeader) -> "Zoo":
+        """Begin a zoo, or go on with the same one.
+
+        Raises:
+            ValueError: another zoo is there already; the message says what differs.
+        """
+        path = Path(path)
+        if not (path / HEADER).exists():
+            write_text(path / HEADER, header.to_json())
+        zoo = cls.open(path)
+        old, new = json.loads(zoo.header.to_json()), json.loads(header.to_json())
+        old, new = old | old.pop("plan"), new | new.pop("plan")
+        check_same(f"{path} holds another zoo", old, new)
+        for folder in (path, zoo.checkpoints_path(0).parent, path / "runs", path / "sums"):
+            for written in (HEADER, "part-*"):  # and nothing else: the folder may hold more than the zoo
+                for leftover in folder.glob(f"{TEMPORARY}{written}-{'[0-9a-f]' * 32}"):
+                    leftover.unlink(missing_ok=True)
+        return zoo
+
+    def checkpoints_path(self, unit: int) -> Path:
+        folder = self.header.task.replace(":", ".")
+        return self.path / "checkpoints" / f"task={folder}" / f"part-{unit:05d}.parquet"
+
+    def runs_path(self, unit: int) -> Path:
+        return self.path / "runs" / f"part-{unit:05d}.parquet"
+
+    def sums_path(self, unit: int) -> Path:
+        return self.path / "sums" / f"part-{unit:05d}.sha256"
+
+    def finished_units(self) -> list[int]:
+        """The units that are done; resuming makes the others, and nothing else decides."""
+        parts = {path.name for path in (self.path / "sums").glob("part-*.sha256")}
+        return [u for u in range(self.header.num_units) if self.sums_path(u).name in parts]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        h = self.header
+        return checkpoint_schema(h.task, h.spec, h.metrics, h.dtype)
+
+    def write_unit(self, unit: int, rows: Sequence[Rows]) -> dict[str, int]:
+        """Commit the checkpoints of one stack. Its bytes are a function of the header: twice writes the same.
+
+        Returns:
+            {"runs": ..., "checkpoints": ..., "diverged": ..., "bytes": ...}
+        """
+        runs = self.header.unit_runs(unit)
+        got = [(row.step, len(row.theta)) for row in rows]
+        if got != [(step, len(runs)) for step in self.header.plan.steps()]:
+            raise ValueError(
+                f"unit {unit} is {len(runs)} runs at the steps {self.header.plan.steps()}, got (step, "
+                f"runs) {got}"
+            )
+        whole = UnitRows(
+            torch.tensor([run.run_id for run in runs]),
+            torch.tensor([row.step for row in rows]),
+            torch.stack([row.theta for row in rows], 1).cpu(),
+            {name: torch.stack([row.metrics[name] for row in rows], 1).cpu() for name in self.header.metrics},
+        )
+        table = checkpoint_table(
+            self.schema,
+            whole.run_ids.repeat_interleave(len(rows)).numpy(),
+            whole.steps.repeat(len(runs)).numpy(),
+            {name: values.flatten().numpy() for name, values in whole.metrics.items()},
+            whole.theta.flatten(0, 1),
+        )
+        runs_per_group = max(1, ROW_GROUP_BYTES // whole.theta[0].nbytes)
+        with atomic_path(self.checkpoints_path(unit)) as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                row_group_size=runs_per_group * len(rows),
+                compression="none",
+                use_dictionary=False,
+                write_statistics=["run_id", "step", *self.header.metrics],  # pyright: ignore[reportArgumentType]
+                write_page_checksum=True,
+            )
+        with atomic_path(self.runs_path(unit)) as temporary:
+            pq.write_table(self.runs_table(unit, whole), temporary, write_page_checksum=True)
+        files = [self.path / HEADER, self.checkpoints_path(unit), self.runs_path(unit)]
+        write_text(
+            self.sums_path(unit),
+            "".join(f"{sha256(f)}  {f.relative_to(self.path).as_posix()}\n" for f in files),
+        )
+        return {
+            "runs": len(runs),
+            "checkpoints": len(table),
+            "diverged": int((~whole.finite()).sum()),
+            "bytes": sum(f.stat().st_size for f in files[1:]),
+        }
+
+    def runs_table(self, unit: int, checkpoints: UnitRows) -> pa.Table:
+        """What the runs table says of a unit with these checkpoints."""
+        settings, finite = self._settings(unit), checkpoints.finite().tolist()
+        rows = [
+            each
+            | {"status": "finished" if ok else "diverged"}
+            | {f"final_{name}": float(values[i, -1]) for name, values in checkpoints.metrics.items()}
+            for i, (each, ok) in enumerate(zip(settings, finite, strict=True))
+        ]
+        schema = runs_schema(self.header.task, self.header.spec, settings[0], self.header.metrics)
+        return pa.Table.from_pylist(rows, schema)
+
+    def _settings(self, unit: int) -> list[dict[str, Any]]:
+        """Every hyper-parameter of a unit's runs, drawn or shared."""
+        plan = self.header.plan
+        shared = {"seed": plan.seed, "optimizer": "sgd-nesterov" if plan.momentum else "sgd"} | {
+            name: getattr(plan, name) for name in ("num_steps", "batch_size", "momentum", "schedule")
+        }
+        return [asdict(run) | shared for run in self.header.unit_runs(unit)]
+
+    def row_groups(self, unit: int) -> list[int]:
+        """How many runs each row group of a unit's shard holds."""
+        metadata, num_steps = self._open(self.checkpoints_path(unit)).metadata, len(self.header.plan.steps())
+        return [metadata.row_group(i).num_rows // num_steps for i in range(metadata.num_row_groups)]
+
+    def read_unit(self, unit: int, row_groups: Iterable[int] | None = None) -> UnitRows:
+        """Checkpoints of a unit, or of some of its row groups, which hold whole runs.
+
+        Raises:
+            ValueError: the shard is missing, truncated, corrupt, or of another task.
+        """
+        path = self.checkpoints_path(unit)
+        file = self._open(path)
+        try:
+            table = file.read() if row_groups is None else file.read_row_groups(list(row_groups))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(path, error)) from None
+        num_steps = len(self.header.plan.steps())
+        if len(table) % num_steps:
+            raise ValueError(
+                _damaged(path, f"{len(table)} rows are not whole runs of {num_steps} checkpoints")
+            )
+        theta = theta_tensor(table)
+
+        def grid(name: str) -> Tensor:
+            return torch.from_numpy(table[name].to_numpy().copy()).view(-1, num_steps)
+
+        run_ids, steps = grid("run_id"), grid("step")
+        if (run_ids != run_ids[:, :1]).any() or (steps != steps[:1]).any():
+            raise ValueError(_damaged(path, "rows of different runs or steps are mixed up"))
+        return UnitRows(
+            run_ids[:, 0],
+            steps[0],
+            theta.view(-1, num_steps, self.header.spec.D),
+            {name: grid(name) for name in self.header.metrics},
+        )
+
+    def read_metrics(self, unit: int) -> dict[str, Tensor]:
+        """run_id, step and metrics of a unit's checkpoints, without their parameters."""
+        path = self.checkpoints_path(unit)
+        names = ["run_id", "step", *self.header.metrics]
+        try:
+            table = self._open(path).read(columns=names)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(path, error)) from None
+        return {name: torch.from_numpy(table[name].to_numpy().copy()) for name in names}
+
+    def read_runs(self) -> pa.Table:
+        """The runs table of all finished units."""
+        units = self.finished_units()
+        if not units:
+            raise ValueError(
+                f"zoo {self.path} has no finished shard yet; run `theta make --out {self.path}` first"
+            )
+        try:
+            tables = [pq.read_table(self.runs_path(unit), page_checksum_verification=True) for unit in units]
+            expected = runs_schema(
+                self.header.task, self.header.spec, self._settings(0)[0], self.header.metrics
+            )
+            for unit, table in zip(units, tables, strict=True):
+                if table.column_names != expected.names:
+                    raise ValueError(_damaged(self.runs_path(unit), "its columns are not those of zoo.json"))
+            return pa.concat_tables(tables)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(self.path / "runs", error)) from None
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        try:
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(path, error)) from None
+        if not file.schema_arrow.equals(self.schema, check_metadata=True):
+            found = (file.schema_arrow.metadata or {}).get(b"thetaforge.task", b"none").decode()
+            raise ValueError(
+                f"{path} is of task {found!r} or another schema; this zoo holds {self.header.task!r}"
+            )
+        return file
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, why: object) -> str:
+    text = " ".join(str(why).split())[:160]
+    return (
+        f"{path} is damaged ({text}); `theta verify` lists all damage, `theta make --repair` makes those "
+        "shards anew"
+    )

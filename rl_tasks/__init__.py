@@ -1,0 +1,1 @@
+"""Learning problems whose metric is a return: gymnasium environments. The first ones are still to come."""

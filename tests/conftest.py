@@ -1,0 +1,81 @@
+"""Fixtures for all tests: one thread, small tasks and zoos, and one Ray cluster for the whole session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckpt_factory import MLP, RunPlan, Task, make, train_stack
+from ckpt_factory.zoo import Zoo, ZooHeader
+from cluster.runtime import RayConfig, prepare_environment, ray_session
+
+os.environ.pop("RAY_ADDRESS", None)
+prepare_environment(None)  # before anything imports Ray
+torch.set_num_threads(1)
+
+MNIST_FOLDERS = [
+    Path(os.environ.get("THETAFORGE_TEST_DATA", "/nonexistent")),
+    Path(__file__).parents[2] / "shared" / "data",
+]
+
+
+def theta_environment() -> dict[str, str]:
+    """The environment for a `theta` of its own, with a Ray of its own: this session's token stays here."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="session")
+def digits() -> Task:
+    return make("digits-mlp-v0")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A folder with real MNIST as Parquet, where this machine has one."""
+    for folder in MNIST_FOLDERS:
+        if (folder / "mnist" / "train.parquet").is_file():
+            return folder
+    pytest.skip(
+        "no MNIST here: set THETAFORGE_TEST_DATA to a folder with mnist/train.parquet and test.parquet"
+    )
+
+
+def write_zoo(
+    path: Path, task: Task, plan: RunPlan, *, num_runs: int, stack_size: int, dtype: str = "float32"
+) -> Zoo:
+    """A zoo made in this process, without Ray: what the factory's actors do, one unit after the other."""
+    header = ZooHeader.of_task(task, plan, num_runs=num_runs, stack_size=stack_size, dtype=dtype)
+    zoo = Zoo.create(path, header)
+    for unit in range(header.num_units):
+        stack = train_stack(task, plan, header.unit_runs(unit), dtype=getattr(torch, dtype))
+        zoo.write_unit(unit, list(stack))
+    return zoo
+
+
+@pytest.fixture(scope="session")
+def small_plan() -> RunPlan:
+    return RunPlan(num_steps=60, batch_size=32, num_checkpoints=8)
+
+
+@pytest.fixture(scope="session")
+def digits_zoo(digits: Task, small_plan: RunPlan, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """24 short runs on digits in three shards. Read it; whoever damages a zoo copies it first."""
+    return write_zoo(
+        tmp_path_factory.mktemp("zoos") / "digits", digits, small_plan, num_runs=24, stack_size=8
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[int]:
+    """The one local Ray of the session, loopback only and with a token, as `theta` starts it."""
+    with ray_session(RayConfig(num_cpus=3)) as cpus:
+        yield cpus
+
+
+def plain_mlp(sizes: tuple[int, ...], state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The oracle: an ordinary module with these parameters."""
+    net = MLP(sizes)
+    net.load_state_dict(state)
+    return net
