@@ -1,0 +1,1 @@
+"""Learns to generate networks from a zoo: pairs, coordinates, WeightDiT, samplers, evaluation."""

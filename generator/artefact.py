@@ -1,0 +1,186 @@
+"""WeightGenerator: a trained generator as one object, and as a folder that loads with one call."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ckpt_factory import ParamSpec, Symmetry
+from ckpt_factory.files import atomic_path, write_text
+from ckpt_factory.zoo import HEADER, Zoo, sha256
+
+from .conditioning import Scaling
+from .coordinates import Coordinates
+from .diffusion import timesteps
+from .dit import DiTConfig, WeightDiT
+from .samplers import SAMPLERS
+
+FORMAT_VERSION = 1
+MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
+SCALES = ("start_mean", "start_scale", "update_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a generator comes from: enough to know what it may be asked for."""
+
+    task: str
+    prompted: str
+    """The zoo's column that prompts are about, "validation_loss"."""
+    objective: str
+    zoo_sha256: str
+    """Of the zoo's header."""
+    num_training_runs: int
+    """Runs with a smaller id were trained on; the others are held out."""
+
+    @classmethod
+    def of_zoo(cls, zoo: Zoo, num_training_runs: int) -> "Origin":
+        return cls(
+            task=zoo.header.task,
+            prompted=zoo.header.prompted,
+            objective=zoo.header.objective,
+            zoo_sha256=sha256(zoo.path / HEADER),
+            num_training_runs=num_training_runs,
+        )
+
+
+@dataclass(frozen=True)
+class WeightGenerator:
+    """Denoiser, coordinates and scaling of one task's networks."""
+
+    origin: Origin
+    coordinates: Coordinates
+    scaling: Scaling
+    model: WeightDiT
+
+    @classmethod
+    def untrained(
+        cls, origin: Origin, coordinates: Coordinates, scaling: Scaling, config: DiTConfig, seed: int
+    ) -> "WeightGenerator":
+        """A generator before training, which returns every start network as it is."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
+            return cls(origin, coordinates, scaling, WeightDiT(coordinates.tokens, config))
+
+    @property
+    def metric(self) -> str:
+        """Name of the prompted metric, "loss"."""
+        return self.origin.prompted.removeprefix("validation_")
+
+    @property
+    def best_metric(self) -> float:
+        """The best metric of all training checkpoints."""
+        return self.scaling.metric_range[0 if self.origin.objective == "min" else 1]
+
+    @torch.no_grad()
+    def update(
+        self,
+        theta: Float[Tensor, "K D"],
+        metric: Float[Tensor, " K"],
+        prompt: Float[Tensor, " K"],
+        *,
+        rng: torch.Generator,
+        steps: int = 10,
+        sampler: str = "ddpm",
+    ) -> Float[Tensor, "K D"]:
+        """One update of each network, prompted.
+
+        Args:
+            theta: start networks.
+            metric: the metric each of them has on the validation split.
+            prompt: the metric each updated network shall have.
+            rng: of the sampling noise.
+            steps: sampling steps, evaluations of the model.
+            sampler: "ddim" or "ddpm".
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        z = self.coordinates.encode(theta)
+        start = self.scaling.start(z)
+        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            return self.model(x, t.expand(len(x)), start, metrics)
+
+        noise = torch.randn(z.shape, generator=rng).to(z)
+        u = SAMPLERS[sampler](denoise, noise, timesteps(steps).to(z), rng=rng)
+        return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
+        spec, symmetry = self.coordinates.spec, self.coordinates.symmetry
+        fields = {
+            "format_version": FORMAT_VERSION,
+            "origin": asdict(self.origin),
+            "spec": json.loads(spec.to_json()),
+            "axes_to_perm": {name: list(axes) for name, axes in symmetry.axes_to_perm.items()},
+            "model": asdict(self.model.config),
+            "metric_range": list(self.scaling.metric_range),
+            "metric_moments": list(self.scaling.metric_moments),
+            "log_metric": self.scaling.log_metric,
+        }
+        scales = {name: getattr(self.scaling, name) for name in SCALES}
+        return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
+
+    @classmethod
+    def from_parts(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "WeightGenerator":
+        """A generator with a new model."""
+        spec = ParamSpec.from_json(json.dumps(fields["spec"]))
+        symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
+        prefix = "coordinates/"
+        coordinates = Coordinates.from_tensors(
+            spec, symmetry, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
+        low, high = fields["metric_range"]
+        mean, std, log_mean, log_std = fields["metric_moments"]
+        scaling = Scaling(
+            **{name: tensors[name] for name in SCALES},
+            metric_range=(low, high),
+            log_metric=fields["log_metric"],
+            metric_moments=(mean, std, log_mean, log_std),
+        )
+        return cls.untrained(
+            Origin(**fields["origin"]), coordinates, scaling, DiTConfig(**fields["model"]), seed=0
+        )
+
+    def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
+        """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""
+        fields, tensors = self.to_parts()
+        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        for name, content in ((MODEL, state), (NORMALIZATION, tensors)):
+            with atomic_path(folder / name) as temporary:
+                safetensors.torch.save_file(content, temporary)
+        write_text(folder / "README.md", card)
+        write_text(folder / CONFIG, json.dumps(fields | {"training": training}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "WeightGenerator":
+        """A generator from its folder.
+
+        Raises:
+            ValueError: no generator there, a damaged file, or another format version.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise ValueError(
+                f"no generator in {folder} (it has no {CONFIG}); make one with `theta train --out {folder}`"
+            )
+        try:
+            fields = json.loads((folder / CONFIG).read_text())
+            if fields["format_version"] != FORMAT_VERSION:
+                raise ValueError(
+                    f"format version {fields['format_version']}, this thetaforge reads {FORMAT_VERSION}"
+                )
+            generator = cls.from_parts(fields, safetensors.torch.load_file(folder / NORMALIZATION))
+            generator.model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            text = " ".join(f"{error}".split())[:200]
+            raise ValueError(f"the generator in {folder} cannot be loaded ({text}); train it anew") from None
+        return replace(generator, model=generator.model.eval().requires_grad_(False))

@@ -1,0 +1,50 @@
+"""The model card written into a generator's folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .artefact import WeightGenerator
+
+
+def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:
+    """README.md of a generator: what it makes, from what it learned, how to use it, what it cannot do."""
+    origin, scaling, config = generator.origin, generator.scaling, generator.model.config
+    low, high = scaling.metric_range
+    layers = ", ".join(
+        f"{name}: {layer.basis.shape[1]} directions" for name, layer in generator.coordinates.layers.items()
+    )
+    return f"""# Generator of {origin.task} networks
+
+Given a network, its {origin.prompted} and a prompted one, it makes the updated network in one update.
+
+| | |
+|---|---|
+| task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
+| metric | {origin.prompted}, {origin.objective}; \
+seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
+| model | WeightDiT, width {config.width}, depth {config.depth}, {training["parameters"]:,} parameters |
+| coordinates | {layers or "parameters as they are"} |
+| trained on | {training["training_runs"]:,} runs \
+({training["held_out_runs"]:,} more are held out, ids from {origin.num_training_runs}) |
+| training | {training["steps"]:,} steps, {training["pairs"]:,} pairs, {training["train_s"]:.0f} s |
+
+## Use it
+```python
+import torch
+from ckpt_factory import make
+from generator.artefact import WeightGenerator
+
+generator = WeightGenerator.load(".")
+task = make("{origin.task}")                      # data_root=... for tasks whose images are on disk
+rng = torch.Generator().manual_seed(0)
+theta = task.init([rng] * 4)                      # four fresh networks, (4, {generator.coordinates.spec.D})
+metric = task.evaluate(theta, "validation")["{generator.metric}"]
+prompt = torch.full((4,), {generator.best_metric:.4g})
+updated = generator.update(theta, metric, prompt, rng=rng)
+state_dict = task.spec.unflatten(updated[0])      # loads into the plain torch module
+```
+
+## Limits
+It knows one architecture and the recipe of its zoo. Look at the report's controls before you believe that it
+generates: prompt alignment is also reached by returning the training checkpoint of the nearest metric.
+"""

@@ -1,0 +1,153 @@
+"""WeightDiT: a diffusion transformer over the units of a network, equivariant to their permutation."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .tokens import NeuronTokens
+
+# Shapes: B batch, n units, T = n + 1 tokens, C model width, Z coordinates of a network.
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Size of the transformer."""
+
+    width: int = 128
+    """Features of a token."""
+    depth: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads."""
+    mlp_ratio: int = 4
+    """Hidden width of a block's MLP over its width."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width is {self.width}; expected an even multiple of heads = {self.heads}")
+
+
+class ScalarEmbedding(nn.Module):
+    """Fourier features of standardised scalars, (B, S) -> (B, C).
+
+    The frequencies are few and low, so that near values have near embeddings.
+    """
+
+    def __init__(self, num_scalars: int, width: int, num_frequencies: int = 7):
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.arange(-2, num_frequencies - 2), persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(num_scalars * (2 * num_frequencies + 1), width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        angle = (scalars.unsqueeze(-1) * self.get_buffer("frequencies")).flatten(1)
+        return self.mlp(torch.cat([scalars, angle.sin(), angle.cos()], -1))
+
+
+class Block(nn.Module):
+    """Attention and MLP, modulated by the condition (adaLN-Zero, Peebles and Xie 2023)."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.mlp_ratio * width),
+            nn.GELU(),
+            nn.Linear(config.mlp_ratio * width, width),
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, -1)
+        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1)  # (B, T, C)
+        q, k, v = (
+            self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, T, C / heads)
+        # Plain products: on so few tokens a fused kernel is no gain; its bfloat16 backward is slow on CPU.
+        scores = q @ k.mT * q.shape[-1] ** -0.5  # (B, heads, T, T)
+        h = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)  # (B, T, C)
+        x = torch.addcmul(x, gate1, self.proj(h))
+        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
+        return torch.addcmul(x, gate2, self.mlp(h))
+
+
+class WeightDiT(nn.Module):
+    """Denoiser of scaled updates: (u_t, t, start, metrics) -> the clean update u_0.
+
+    A token is one hidden unit, noised update and start network side by side. The start network is the global
+    residual: the network made is start + update, and the output layer starts at zero, so that an untrained
+    model returns the start network itself.
+    """
+
+    def __init__(self, tokens: NeuronTokens, config: DiTConfig):
+        super().__init__()
+        self.tokens, self.config = tokens, config
+        width = config.width
+        self.unit_in = nn.Linear(2 * tokens.unit_width, width) if tokens.num_units else None
+        self.rest_in = nn.Linear(2 * tokens.rest_width, width) if tokens.rest_width else None
+        self.time = ScalarEmbedding(1, width)
+        self.metrics = ScalarEmbedding(4, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.unit_out = nn.Linear(width, tokens.unit_width) if tokens.num_units else None
+        self.rest_out = nn.Linear(width, tokens.rest_width) if tokens.rest_width else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        zeroed = [self.modulation, self.unit_out, self.rest_out, *[b.modulation for b in self.blocks]]  # pyright: ignore
+        for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the output as "no update"
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+
+    def forward(
+        self,
+        u_t: Float[Tensor, "B Z"],
+        t: Float[Tensor, " B"],
+        start: Float[Tensor, "B Z"],
+        metrics: Float[Tensor, "B 4"],
+    ) -> Float[Tensor, "B Z"]:
+        """
+        Args:
+            u_t: noised scaled update.
+            t: diffusion time in [0, 1].
+            start: scaled start network.
+            metrics: scaled metric of the start network and prompt, two features each.
+        """
+        condition = F.silu(self.time(4 * math.pi * t.unsqueeze(-1)) + self.metrics(metrics))  # (B, C)
+        n, w = self.tokens.num_units, self.tokens.unit_width
+        both = torch.stack([u_t, start], 1)  # (B, 2, Z)
+        x = []
+        if self.unit_in is not None:
+            units = both[:, :, : n * w].unflatten(2, (n, w)).movedim(1, 2).flatten(2)  # (B, n, 2w)
+            x.append(self.unit_in(units))
+        if self.rest_in is not None:
+            x.append(self.rest_in(both[:, :, n * w :].flatten(1)).unsqueeze(1))
+        x = torch.cat(x, 1)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, condition)  # (B, T, C)
+        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
+        x = torch.addcmul(shift, self.norm(x), 1 + scale)
+        out = []
+        if self.unit_out is not None:
+            out.append(self.unit_out(x[:, :n]).flatten(1))
+        if self.rest_out is not None:
+            out.append(self.rest_out(x[:, -1]))
+        return torch.cat(out, 1)  # (B, Z)

@@ -1,0 +1,227 @@
+"""Evaluation on held-out runs and the test split: does the generator do as prompted, and what is it worth?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ckpt_factory import Task
+from ckpt_factory.tasks.base import seeded
+from ckpt_factory.zoo import UnitRows, Zoo
+
+from .artefact import WeightGenerator
+from .prompt import linear_prompts, prompt_networks
+from .rebasin import AlignedDistance
+
+
+def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
+    """Prompt alignment of each network, R^2 of prompts against observed metrics (Peebles et al. 2022).
+
+    1 - sum_k (p_k - o_k)^2 / (sum_k (p_k - mean p)^2 + 1e-8); not clipped: a diverged network counts in full.
+    """
+    residual = (prompts - observed).square().sum(1)
+    total = (prompts - prompts.mean(1, keepdim=True)).square().sum(1)
+    return 1 - residual / (total + 1e-8)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Runs that were never trained on: where evaluation starts, and what SGD made of the same starts."""
+
+    run_ids: list[int]
+    steps: list[int]
+    theta: Float[Tensor, "N S D"]
+    metrics: dict[str, Float[Tensor, "N S"]]
+
+
+def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
+    """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
+    first = generator.origin.num_training_runs
+    parts: list[UnitRows] = []
+    for unit in zoo.finished_units():
+        if zoo.header.unit_runs(unit)[-1].run_id >= first and sum(len(p.run_ids) for p in parts) < most:
+            rows = zoo.read_unit(unit)
+            keep = (rows.run_ids >= first) & rows.finite()
+            parts.append(
+                UnitRows(
+                    rows.run_ids[keep],
+                    rows.steps,
+                    rows.theta[keep].float(),
+                    {k: v[keep] for k, v in rows.metrics.items()},
+                )
+            )
+    if not sum(len(part.run_ids) for part in parts):
+        raise ValueError(
+            f"zoo {zoo.path} has no finished held-out runs (ids from {first}); finish it with `theta make`"
+        )
+    return HeldOut(
+        torch.cat([part.run_ids for part in parts])[:most].tolist(),
+        parts[0].steps.tolist(),
+        torch.cat([part.theta for part in parts])[:most],
+        {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
+    )
+
+
+def prompt_grid(
+    generator: WeightGenerator,
+    task: Task,
+    theta: Float[Tensor, "N D"],
+    *,
+    seed: int,
+    num_prompts: int = 20,
+    best: float | None = None,
+    steps: int = 10,
+    sampler: str = "ddpm",
+) -> dict[str, Any]:
+    """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
+    (N, P)}.
+
+    Args:
+        best: the best prompt; default the best validation metric of the training runs.
+    """
+    start = task.evaluate(theta, "validation")[generator.metric]
+    best = generator.best_metric if best is None else best
+    prompts = linear_prompts(best, start, task.prompt_start, num_prompts)
+    columns = []
+    for k in range(num_prompts):
+        rng = seeded(seed, k)
+        columns.append(
+            prompt_networks(generator, task, theta, prompts[:, k], rng=rng, steps=steps, sampler=sampler)
+        )
+    names = columns[0].achieved[-1]
+    return {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1)} | {
+        name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names
+    }
+
+
+def sgd_equivalent_steps(
+    metric: Float[Tensor, "N S"], steps: Sequence[int], reached: Float[Tensor, " N"], objective: str
+) -> Float[Tensor, " N"]:
+    """How many optimizer steps the same start needed until its metric was as good as `reached`.
+
+    Between two checkpoints the step is interpolated in log(1 + step), after making the curve monotone (the
+    best so far). Infinite where the run never got there; 0 for a network that diverged, which no step is
+    needed to match.
+    """
+    sign = 1.0 if objective == "min" else -1.0
+    curve, wanted = (sign * metric).cummin(1).values, sign * reached
+    log_steps = torch.tensor(steps, dtype=torch.float32).log1p()
+    out = []
+    for row, value in zip(curve, wanted, strict=True):
+        there = (row <= value.nan_to_num(torch.inf)).nonzero()
+        if not len(there):
+            out.append(float("inf"))
+            continue
+        j = int(there[0])
+        if j == 0:
+            out.append(0.0)
+            continue
+        share = (row[j - 1] - value) / (row[j - 1] - row[j])
+        out.append(float((log_steps[j - 1] + share * (log_steps[j] - log_steps[j - 1])).expm1()))
+    return torch.tensor(out)
+
+
+def retrieval(
+    prompts: Float[Tensor, "N P"], validation: Float[Tensor, " C"], test: dict[str, Float[Tensor, " C"]]
+) -> dict[str, Float[Tensor, "N P"]]:
+    """The control: return the training checkpoint whose validation metric is nearest the prompt."""
+    order = validation.argsort()
+    values = validation[order]
+    right = torch.searchsorted(values, prompts.contiguous()).clamp(1, len(values) - 1)
+    nearer = (prompts - values[right - 1]).abs() <= (values[right] - prompts).abs()
+    chosen = order[torch.where(nearer, right - 1, right)]
+    return {name: column[chosen] for name, column in test.items()}
+
+
+def training_checkpoints(zoo: Zoo, num_training_runs: int) -> dict[str, Float[Tensor, " C"]]:
+    """Metrics of all finite checkpoints of the first runs of a zoo, by column."""
+    columns: dict[str, list[Tensor]] = {name: [] for name in zoo.header.metrics}
+    for unit in zoo.finished_units():
+        if zoo.header.unit_runs(unit)[0].run_id < num_training_runs:
+            rows = zoo.read_metrics(unit)
+            keep = rows["run_id"] < num_training_runs
+            for name in zoo.header.metrics:
+                keep &= rows[name].isfinite()
+            for name, parts in columns.items():
+                parts.append(rows[name][keep])
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q"]) -> Float[Tensor, "Q D"]:
+    """Of held-out run q, the checkpoint whose metric is nearest the q-th."""
+    step = (held_out.metrics[column][: len(metric)] - metric.unsqueeze(1)).abs().argmin(1)
+    return held_out.theta[torch.arange(len(metric)), step]
+
+
+def nearest_distance(
+    zoo: Zoo, generator: WeightGenerator, queries: Float[Tensor, "Q D"], units: Sequence[int]
+) -> Float[Tensor, " Q"]:
+    """Distance of networks to the nearest training checkpoint in some units, modulo permutation."""
+    aligned = AlignedDistance(generator.coordinates.spec, generator.coordinates.symmetry)
+    found = torch.full((len(queries),), torch.inf)
+    for unit in units:
+        rows = zoo.read_unit(unit)
+        theta = rows.theta[rows.run_ids < generator.origin.num_training_runs].float().flatten(0, 1)
+        theta = theta[theta.isfinite().all(-1)]
+        if len(theta):
+            found = aligned.nearest(queries, theta, found)
+    return found
+
+
+def summarise(
+    generator: WeightGenerator,
+    held_out: HeldOut,
+    grids: Sequence[dict[str, Any]],
+    training: dict[str, Tensor],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The numbers of an evaluation by name, and the arrays behind its plots.
+
+    Test metrics throughout; `grids` has one `prompt_grid` per seed. Spreads are standard deviations, over
+    seeds for alignments, over networks for the one update.
+    """
+    name, column = generator.metric, f"test_{generator.metric}"
+    prompts = torch.stack([grid["prompts"] for grid in grids])  # (seeds, N, P)
+    tested = {key: torch.stack([grid[key] for grid in grids]) for key in held_out.metrics}
+    alignment = torch.stack([prompt_alignment(p, o) for p, o in zip(prompts, tested[column], strict=True)])
+    one = {key: values[:, :, 0] for key, values in tested.items() if key.startswith("test_")}  # (seeds, N)
+    sgd = torch.stack(
+        [
+            sgd_equivalent_steps(
+                held_out.metrics[column], held_out.steps, reached, generator.origin.objective
+            )
+            for reached in one[column]
+        ]
+    )
+    looked_up = retrieval(prompts[0], training[generator.origin.prompted], training)
+    retrieved = prompt_alignment(prompts[0], looked_up[column])
+    result = {
+        "prompt_alignment": float(alignment.mean()),
+        "prompt_alignment_std_over_seeds": float(alignment.mean(1).std()) if len(grids) > 1 else None,
+        "prompt_alignment_median": float(alignment.median()),
+        "prompt_alignment_worst_network": float(alignment.min()),
+        "best_prompt": float(prompts[0, 0, 0]),
+        "sgd_equivalent_steps": float(sgd.median()),
+        "sgd_total_steps": held_out.steps[-1],
+        "retrieval_prompt_alignment": float(retrieved.mean()),
+    }
+    for key, values in one.items():
+        result[f"one_update_{key}"] = float(values.mean())
+        result[f"one_update_{key}_std"] = float(values.mean(0).std()) if values.shape[1] > 1 else None
+        result[f"sgd_final_{key}"] = float(held_out.metrics[key][:, -1].mean())
+        result[f"retrieval_{key}"] = float(looked_up[key][:, 0].mean())
+    arrays = {
+        "prompts": prompts,
+        "achieved_test": tested[column],
+        "achieved_validation": tested[f"validation_{name}"],
+        "retrieved_test": looked_up[column],
+        "sgd_steps": sgd,
+        "start_theta": held_out.theta[:8, 0],
+        "made_theta": grids[0]["theta"][:8],
+        "sgd_theta": held_out.theta[:8, -1],
+    }
+    arrays |= {f"sgd_{key}": held_out.metrics[key] for key in held_out.metrics}
+    arrays |= {f"one_update_{key}": values for key, values in one.items()}
+    return result, arrays

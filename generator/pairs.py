@@ -1,0 +1,135 @@
+"""Pairs: two moments of one training run, (theta, metric) -> (theta*, metric*), the generator's examples."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Runs(NamedTuple):
+    """Checkpoints of R runs at S steps, in the generator's coordinates."""
+
+    z: Float[Tensor, "R S Z"]
+    metric: Float[Tensor, "R S"]
+
+
+class Pairs(NamedTuple):
+    """B examples: from the start network and its metric to the target, whose metric is the prompt."""
+
+    start: Float[Tensor, "B Z"]
+    start_metric: Float[Tensor, " B"]
+    target: Float[Tensor, "B Z"]
+    prompt: Float[Tensor, " B"]
+
+
+class Reservoir:
+    """The runs that pairs are drawn from: a window over a stream of runs, the oldest replaced first.
+
+    Pairs are stratified. Of the targets, half are drawn by a metric level uniform between the extremes of the
+    window, half uniformly among checkpoints, so that every level is a target: a uniform choice of steps
+    starves the early, steep part of training (Peebles et al. 2022 drew 3e-5 of their targets from three
+    quarters of their prompts' range). Half of the starts are initialisations, the others uniform among the
+    checkpoints before the target. A run is usable up to its first non-finite number.
+    """
+
+    def __init__(self, capacity_runs: int, *, levels: int = 64):
+        if capacity_runs < 1:
+            raise ValueError(f"a reservoir holds at least one run, got {capacity_runs}")
+        self.capacity_runs = capacity_runs
+        self.levels = levels
+        self.begin = self.end = 0
+        """The stretch of the stream that it has taken; run i of the stream stands at place i % capacity."""
+
+    def __len__(self) -> int:
+        return min(self.end - self.begin, self.capacity_runs)
+
+    def push(self, runs: Runs) -> None:
+        """Add runs, at most `capacity_runs` at once, in the place of the oldest."""
+        if self.begin == self.end:
+            self._z = torch.empty(self.capacity_runs, *runs.z.shape[1:])
+            self._metric = torch.empty(self.capacity_runs, runs.metric.shape[1])
+            self._usable = torch.zeros(self.capacity_runs, runs.metric.shape[1], dtype=torch.bool)
+        places = (self.end + torch.arange(len(runs.z))) % self.capacity_runs
+        self._z[places], self._metric[places] = runs.z, runs.metric
+        self._usable[places] = (runs.metric.isfinite() & runs.z.isfinite().all(-1)).cumprod(1).bool()
+        self.end += len(runs.z)
+        self._index = None
+
+    def sample(self, num: int, *, rng: torch.Generator) -> Pairs:
+        """`num` pairs; the same window and generator state give the same pairs."""
+        if not len(self):
+            raise ValueError("no runs to draw pairs from: the zoo has no finished training runs")
+        if self._index is None:
+            self._index = self._levels()
+        order, first, count = self._index
+        num_steps = self._metric.shape[1]
+        level = torch.randint(len(count), (num,), generator=rng)
+        within = (torch.rand(num, generator=rng, dtype=torch.float64) * count[level]).long()
+        by_level = order[first[level] + within]
+        by_order = order[torch.randint(len(order), (num,), generator=rng)]
+        target = torch.where(torch.rand(num, generator=rng) < 0.5, by_level, by_order)
+        run, j = target // num_steps, target % num_steps
+        earlier = (torch.rand(num, generator=rng) * j).long()  # 0 .. j-1; 0 for j = 0
+        i = torch.where(torch.rand(num, generator=rng) < 0.5, torch.zeros_like(j), earlier)
+        return Pairs(self._z[run, i], self._metric[run, i], self._z[run, j], self._metric[run, j])
+
+    def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Usable checkpoints ordered by metric level: (flat index, first of each level, how many of each)."""
+        usable = self._usable.flatten().nonzero().squeeze(1)
+        if not self._usable[:, 1:].any():
+            raise ValueError("all training runs of the zoo diverged at once: there is nothing to learn from")
+        values = self._metric.flatten()[usable]
+        low, high = values.min(), values.max()
+        level = (
+            ((values - low) / (high - low).clamp_min(1e-12) * self.levels).long().clamp_max(self.levels - 1)
+        )
+        by_level = level.argsort(stable=True)
+        count = torch.bincount(level, minlength=self.levels)
+        first = count.cumsum(0) - count
+        return usable[by_level], first[count > 0], count[count > 0]
+
+
+class WindowFeed:
+    """Pairs for every training step from an endless stream of runs: what is drawn depends on the step alone.
+
+    The window is filled once; where the zoo is larger than it, `refill_runs` runs of the stream replace the
+    oldest after every `refill_every` steps. Resuming at a step needs no stored data: the stream is skipped to
+    where the window of that step begins.
+    """
+
+    def __init__(self, stream: Iterator[Runs], num_runs: int, *, capacity_runs: int, refill_every: int = 50):
+        self._stream, self._rest = stream, None
+        self.num_runs = num_runs
+        self.reservoir = Reservoir(min(capacity_runs, num_runs))
+        self.refill_every = refill_every
+        self.refill_runs = max(1, self.reservoir.capacity_runs // 100) if num_runs > capacity_runs else 0
+
+    def begin(self, step: int) -> None:
+        """Fill the window as it stands at a step; call it once, before the first `draw`."""
+        first = self._end(step) - self.reservoir.capacity_runs
+        self._skip(first % self.num_runs)
+        self.reservoir.begin = self.reservoir.end = first
+        self._fill(step)
+
+    def draw(self, step: int, num: int, rng: torch.Generator) -> Pairs:
+        """The pairs of a step; steps are asked for in ascending order."""
+        self._fill(step)
+        return self.reservoir.sample(num, rng=rng)
+
+    def _end(self, step: int) -> int:
+        return self.reservoir.capacity_runs + step // self.refill_every * self.refill_runs
+
+    def _fill(self, step: int) -> None:
+        while (lacking := self._end(step) - self.reservoir.end) > 0:
+            self.reservoir.push(self._take(min(lacking, self.reservoir.capacity_runs)))
+
+    def _skip(self, num: int) -> None:
+        while num:
+            num -= len(self._take(num).z)
+
+    def _take(self, most: int) -> Runs:
+        runs = self._rest or next(self._stream)
+        self._rest = Runs(runs.z[most:], runs.metric[most:]) if len(runs.z) > most else None
+        return Runs(runs.z[:most], runs.metric[:most])

@@ -1,0 +1,142 @@
+"""Prompting: one update, or one after the other, of fresh networks or of the user's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ckpt_factory import ParamSpec, Task
+from ckpt_factory.files import atomic_path
+
+from .artefact import WeightGenerator
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """K networks made for their prompts, after each of U updates, with what they achieve."""
+
+    theta: Float[Tensor, "K D"]
+    """The last update's networks."""
+    prompt: Float[Tensor, " K"]
+    start: dict[str, Float[Tensor, " K"]]
+    """Metrics of the start networks, by column: validation_loss, test_error, ..."""
+    achieved: list[dict[str, Float[Tensor, " K"]]]
+    """Metrics after each update."""
+
+
+def prompt_networks(
+    generator: WeightGenerator,
+    task: Task,
+    theta: Float[Tensor, "K D"],
+    prompt: Float[Tensor, " K"],
+    *,
+    rng: torch.Generator,
+    updates: int = 1,
+    steps: int = 10,
+    sampler: str = "ddpm",
+) -> Prompted:
+    """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
+
+    The generator is conditioned on validation metrics; test metrics are measured for the report alone.
+    """
+    if updates < 1:
+        raise ValueError(f"updates is {updates}; expected at least 1")
+    start = now = task.metrics_of(theta)
+    achieved = []
+    for _ in range(updates):
+        metric = now[generator.origin.prompted]
+        theta = generator.update(theta, metric, prompt, rng=rng, steps=steps, sampler=sampler)
+        now = task.metrics_of(theta)
+        achieved.append(now)
+    return Prompted(theta, prompt, start, achieved)
+
+
+def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[str]:
+    """Warnings for prompts outside of what the zoo has seen.
+
+    Raises:
+        ValueError: a prompt is not a finite number.
+    """
+    low, high = generator.scaling.metric_range
+    for prompt in prompts:
+        if not torch.isfinite(torch.tensor(prompt)):
+            raise ValueError(
+                f"prompt is {prompt}; expected a finite {generator.metric}, like {generator.best_metric:.3g}"
+            )
+    outside = [prompt for prompt in prompts if not low <= prompt <= high]
+    if not outside:
+        return []
+    return [
+        f"prompted {generator.metric} {', '.join(f'{p:g}' for p in outside)} lies outside of what the zoo "
+        "has seen, "
+        f"{low:.4g} to {high:.4g}: expect no more than the nearest end of that range"
+    ]
+
+
+def check_made(generator: WeightGenerator, made: Prompted) -> list[str]:
+    """Warnings for start networks unlike any in the zoo, and for networks that came out broken."""
+    low, high = generator.scaling.metric_range
+    column, warnings = generator.origin.prompted, []
+    starts = made.start[column]
+    strange = starts[~((starts >= low) & (starts <= 1.5 * high))]
+    if len(strange):
+        warnings.append(
+            f"{len(strange)} start networks have a {column} outside of what the zoo has seen, {low:.4g} to "
+            f"{high:.4g} (like {float(strange[0]):.4g}): expect little of their updates"
+        )
+    if broken := int((~made.achieved[-1][column].isfinite()).sum()):
+        warnings.append(f"{broken} of the networks made have no finite {column}")
+    return warnings
+
+
+def load_network(path: Path, spec: ParamSpec) -> Float[Tensor, "1 D"]:
+    """A state_dict from a safetensors file, as theta.
+
+    Raises:
+        ValueError: no such file, not safetensors, other names or shapes, or non-finite numbers.
+    """
+    try:
+        state = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}; expected a state_dict saved as safetensors") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file ({error}); save the state_dict as safetensors"
+        ) from None
+    try:
+        theta = spec.flatten({name: value.float() for name, value in state.items()})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if theta.ndim != 1:
+        raise ValueError(f"{path} holds a stack of {len(theta)} networks; give a file with one")
+    if not theta.isfinite().all():
+        bad = [name for name, value in state.items() if not value.isfinite().all()]
+        raise ValueError(f"{path}: {', '.join(bad)} holds NaN or infinity; give finite parameters")
+    return theta.unsqueeze(0)
+
+
+def save_networks(
+    folder: Path, spec: ParamSpec, theta: Float[Tensor, "K D"], names: Sequence[str]
+) -> list[Path]:
+    """Write each network as `<name>.safetensors`, a state_dict that its plain torch module loads."""
+    paths = []
+    for row, name in zip(theta.cpu(), names, strict=True):
+        path = folder / f"{name}.safetensors"
+        with atomic_path(path) as temporary:
+            state = {key: value.contiguous() for key, value in spec.unflatten(row).items()}
+            safetensors.torch.save_file(state, temporary)
+        paths.append(path)
+    return paths
+
+
+def linear_prompts(
+    best: float, start_metric: Float[Tensor, " N"], start_share: float, num: int = 20
+) -> Float[Tensor, "N P"]:
+    """The published prompts: linear from the best metric to a share of each start network's own."""
+    worst = start_share * start_metric
+    return best + (worst - best).unsqueeze(1) * torch.linspace(0, 1, num)

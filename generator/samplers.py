@@ -1,0 +1,43 @@
+"""Samplers: from noise to data with a denoiser that predicts clean data."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .diffusion import alpha_sigma
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, Z), t ()) -> the expected clean x_0 (B, Z)."""
+
+
+def sample_ddim(
+    denoise: Denoise, x: Float[Tensor, "B Z"], timesteps: Float[Tensor, " T"], *, rng: torch.Generator
+) -> Float[Tensor, "B Z"]:
+    """DDIM, deterministic (Song et al. 2021, eq. 12 with eta = 0)."""
+    return _sample(denoise, x, timesteps, eta=0.0, rng=rng)
+
+
+def sample_ddpm(
+    denoise: Denoise, x: Float[Tensor, "B Z"], timesteps: Float[Tensor, " T"], *, rng: torch.Generator
+) -> Float[Tensor, "B Z"]:
+    """Ancestral sampling with the posterior variance (Ho et al. 2020), DDIM's eq. 12 with eta = 1."""
+    return _sample(denoise, x, timesteps, eta=1.0, rng=rng)
+
+
+def _sample(denoise: Denoise, x: Tensor, timesteps: Tensor, *, eta: float, rng: torch.Generator) -> Tensor:
+    for t, s in pairwise(timesteps):
+        x0 = denoise(x, t.to(x))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
+        eps = (x - alpha_t * x0) / sigma_t
+        # eq. 16: the share of the noise that is drawn anew
+        sigma = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).clamp_min(0).sqrt()
+        x = alpha_s * x0 + (sigma_s**2 - sigma**2).clamp_min(0).sqrt() * eps
+        if eta:
+            x = x + sigma * torch.randn(x.shape, generator=rng, device=rng.device).to(x)
+    return x
+
+
+SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm}

@@ -1,0 +1,249 @@
+"""The generator's training loop: plain torch, one process or one rank of many."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ckpt_factory.tasks.base import seeded
+
+from .conditioning import Scaling
+from .diffusion import add_noise, training_times
+from .dit import DiTConfig, WeightDiT
+from .pairs import Pairs
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the generator is trained."""
+
+    model: DiTConfig = field(default_factory=DiTConfig)
+    """Size of the transformer."""
+    steps: int = 4000
+    """Optimizer steps; training ends there or at the time budget, whichever comes first."""
+    time_budget_s: float | None = None
+    """Seconds of training after which it ends; the learning rate is annealed towards that end."""
+    batch_size: int = 128
+    """Pairs per worker and step."""
+    lr: float = 4e-3
+    """Peak learning rate of AdamW; cosine to zero."""
+    weight_decay: float = 0.01
+    """On weight matrices only."""
+    warmup_steps: int = 100
+    """Linear warm-up."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    ema: float = 0.999
+    """Decay of the average of parameters that becomes the generator."""
+    precision: Precision = "auto"
+    """bfloat16 autocast, float32, or whichever a short measurement on this processor finds faster."""
+    seed: int = 0
+    """Seed of initialisation, pairs and noise."""
+    report_every: int = 25
+    """Steps between reports."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, from which a killed training goes on."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
+        if not self.lr > 0 or not 0 <= self.ema < 1 or self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError(
+                f"lr {self.lr} must be positive, ema {self.ema} in [0, 1), weight_decay "
+                f"{self.weight_decay} and "
+                f"warmup_steps {self.warmup_steps} not negative"
+            )
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise ValueError(f"time_budget_s is {self.time_budget_s}; expected a positive number of seconds")
+
+
+SYNC_EVERY = 10
+"""Steps between agreements of all workers on how much of the training has passed."""
+
+Report = Callable[[dict[str, float | int], dict[str, Any] | None], None]
+"""(metrics, the state if this is a checkpoint) -> None."""
+
+
+class Training:
+    """What changes while a generator is trained, and all that a resumed training needs."""
+
+    def __init__(self, model: WeightDiT, config: TrainConfig, rank: int):
+        self.model, self.config, self.rank = model, config, rank
+        self.ema = copy.deepcopy(model).requires_grad_(False)
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.rng = seeded(config.seed, 1, rank)
+        self.step, self.elapsed_s = 0, 0.0
+
+    def update(self, loss: Tensor, progress: float) -> None:
+        """One optimizer step, and the average follows."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * _lr_factor(self.step, progress, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(
+            self.config.ema, self.step / (self.step + 9)
+        )  # the average is short while the model is young
+        with torch.no_grad():
+            for average, now in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(now, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, with the generators of all ranks: every rank calls this."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "rng": _of_all_ranks(self.rng.get_state()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.rng.set_state(state["rng"][self.rank])
+
+
+class Meter:
+    """What happened since the last report."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.losses: list[Tensor] = []
+        self.pairs, self.waited_s, self.since = 0, 0.0, time.monotonic()
+
+    def read(self) -> dict[str, float | int]:
+        """The means since the last reading, which begins anew."""
+        elapsed = time.monotonic() - self.since
+        found = {
+            "loss": float(torch.stack(self.losses).mean()),
+            "pairs_per_s": self.pairs / elapsed,
+            "data_wait_share": self.waited_s / elapsed,
+        }
+        self.reset()
+        return found
+
+
+def train(
+    model: WeightDiT,
+    draw: Callable[[int, int, torch.Generator], Pairs],
+    scaling: Scaling,
+    config: TrainConfig,
+    *,
+    report: Report,
+    state: Mapping[str, Any] | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    rank: int = 0,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Train `model` in place and return its exponential moving average.
+
+    Clean-update prediction: the loss is the mean squared error of the predicted scaled update.
+
+    Args:
+        draw: (step, number of pairs, rng) -> pairs; what it gives must be a function of these alone.
+        report: called every `report_every` steps by every rank, with a state every `checkpoint_every`.
+        state: what `report` was given, to go on from; training continues as if it had never stopped.
+        wrap: for distributed training, module -> DistributedDataParallel.
+        rank: of this worker; each draws pairs and noise of its own.
+    """
+    training = Training(model.to(device), config, rank)
+    if state is not None:
+        training.load_state_dict(state)
+    wrapped = wrap(model).train()
+    precision = config.precision
+    if precision == "auto":
+        precision = faster_precision(model.config.width, device)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+    began, progress, meter = time.monotonic() - training.elapsed_s, 0.0, Meter()
+    while True:
+        step = training.step
+        training.elapsed_s = time.monotonic() - began
+        if step % SYNC_EVERY == 0 or not meter.pairs:
+            progress = _progress(training, device)
+        ends = max(progress, step / config.steps) >= 1
+        save = ends or step % config.checkpoint_every == 0
+        if meter.losses and (save or step % config.report_every == 0):
+            metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
+            report({**metrics, "train_s": training.elapsed_s}, training.state_dict() if save else None)
+        if ends:
+            return training.ema
+        asked = time.monotonic()
+        pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
+        meter.waited_s += time.monotonic() - asked
+        with autocast:
+            loss = _loss(wrapped, pairs, scaling, training.rng)
+        training.update(loss, progress)
+        meter.losses.append(loss.detach())
+        meter.pairs += config.batch_size
+
+
+def _loss(model: nn.Module, pairs: Pairs, scaling: Scaling, rng: torch.Generator) -> Tensor:
+    u0 = scaling.update(pairs.start, pairs.target)
+    t = training_times(len(u0), rng=rng).to(u0)
+    noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
+    metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
+    predicted = model(noisy, t, scaling.start(pairs.start), metrics)
+    return (predicted.float() - u0).square().mean()
+
+
+def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    done = max(progress, step / config.steps)
+    return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
+
+
+def _progress(training: Training, device: torch.device | str) -> float:
+    """Share of the training that has passed, by steps or by the clock; rank 0's clock counts for all."""
+    config = training.config
+    share = training.step / config.steps
+    if config.time_budget_s is None:
+        return share
+    agreed = torch.tensor(max(share, training.elapsed_s / config.time_budget_s), device=device)
+    if dist.is_initialized():
+        dist.broadcast(agreed, 0)
+    return float(agreed)
+
+
+def _of_all_ranks(own: Tensor) -> list[Tensor]:
+    if not dist.is_initialized():
+        return [own]
+    states = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(states, own)
+    return states
+
+
+def faster_precision(width: int, device: torch.device | str = "cpu") -> Precision:
+    """Times a matrix product of the model's size in both precisions; bfloat16 must make up for its casts."""
+    x, weight = torch.randn(2048, width, device=device), torch.randn(width, 4 * width, device=device)
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b, best = x.to(dtype), weight.to(dtype), float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(4):
+                torch.mm(a, b)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    return "bfloat16" if seconds(torch.bfloat16) < 0.7 * seconds(torch.float32) else "float32"

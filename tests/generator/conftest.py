@@ -1,0 +1,72 @@
+"""Fixtures of the generator's tests: a tiny network, and a generator that was never trained."""
+
+import numpy as np
+import pytest
+import torch
+
+from ckpt_factory import Task
+from ckpt_factory.tasks import ImageData, MLPClassifier
+from ckpt_factory.tasks.base import seeded
+from ckpt_factory.zoo import Zoo
+from generator.artefact import Origin, WeightGenerator
+from generator.conditioning import Scaling
+from generator.coordinates import Coordinates
+from generator.dit import DiTConfig
+from generator.pairs import Reservoir, Runs
+
+TRAINING_RUNS = 13
+"""Of the 24 runs of `digits_zoo`; in the middle of its second shard of three."""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> MLPClassifier:
+    """A 6-4-3 network over 200 images of correlated pixels."""
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6))
+    images = np.clip(30 * mixed + 100, 0, 255).astype(np.uint8)
+    labels = rng.integers(0, 3, 200)
+    data = ImageData(
+        images={"train": images[:120], "validation": images[120:160], "test": images[160:]},
+        labels={"train": labels[:120], "validation": labels[120:160], "test": labels[160:]},
+        full_scale=255.0,
+        mean=0.4,
+        std=0.3,
+    )
+    task = MLPClassifier(data, (6, 4, 3))
+    task.id = "tiny-v0"
+    return task
+
+
+def randomise(module: torch.nn.Module, *, seed: int = 0) -> None:
+    """Give every parameter a value, so that no zero of the initialisation hides anything."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+
+
+@pytest.fixture(scope="session")
+def untrained(digits: Task, digits_zoo: Zoo) -> WeightGenerator:
+    """A generator fitted on the training runs of `digits_zoo`, its model as initialised."""
+    coordinates = Coordinates.fit(digits, rank=12)
+    reservoir = Reservoir(TRAINING_RUNS)
+    for unit in range(2):
+        rows = digits_zoo.read_unit(unit)
+        kept = rows.run_ids < TRAINING_RUNS
+        theta = rows.theta[kept]
+        z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
+        reservoir.push(Runs(z, rows.metrics[digits_zoo.header.prompted][kept]))
+    pairs = reservoir.sample(500, rng=seeded(0))
+    scaling = Scaling.fit(coordinates, pairs, pairs.prompt)
+    origin = Origin.of_zoo(digits_zoo, TRAINING_RUNS)
+    config = DiTConfig(width=16, depth=1, heads=2)
+    return WeightGenerator.untrained(origin, coordinates, scaling, config, seed=0)
+
+
+@pytest.fixture(scope="session")
+def generator(untrained: WeightGenerator) -> WeightGenerator:
+    """The same with random weights everywhere: it changes networks, to no good. Read only."""
+    coordinates, scaling, config = untrained.coordinates, untrained.scaling, untrained.model.config
+    made = WeightGenerator.untrained(untrained.origin, coordinates, scaling, config, seed=0)
+    randomise(made.model)
+    return made

@@ -1,0 +1,165 @@
+"""Training: the loss falls, and a training that was killed goes on as if it had not been."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from ckpt_factory import Task
+from generator.conditioning import Scaling
+from generator.coordinates import Coordinates
+from generator.dit import DiTConfig, WeightDiT
+from generator.pairs import Pairs
+from generator.train import TrainConfig, train
+
+CONFIG = TrainConfig(
+    model=DiTConfig(width=16, depth=1, heads=2),
+    steps=40,
+    batch_size=16,
+    warmup_steps=5,
+    precision="float32",
+    report_every=5,
+    checkpoint_every=15,
+)
+
+
+class Problem:
+    """Networks that move along one direction, as far as their prompt says: what is learnt is linear."""
+
+    def __init__(self, task: Task):
+        self.coordinates = Coordinates.fit(task, rank=3)
+        rng = torch.Generator().manual_seed(0)
+        tokens = self.coordinates.tokens
+        unit = torch.randn(tokens.unit_width, generator=rng)  # the same for all: units have no names
+        rest = torch.randn(tokens.rest_width, generator=rng)
+        self.direction = torch.cat([unit.repeat(tokens.num_units), rest])
+        pairs = self.draw(0, 500, rng)
+        self.scaling = Scaling.fit(self.coordinates, pairs, pairs.prompt)
+
+    def draw(self, step: int, num: int, rng: torch.Generator) -> Pairs:
+        start = torch.randn(num, self.coordinates.Z, generator=rng)
+        prompt = 0.5 + torch.rand(num, generator=rng)
+        target = start + (prompt - 1).unsqueeze(1) * self.direction
+        return Pairs(start, torch.ones(num) + 0.1 * torch.rand(num, generator=rng), target, prompt)
+
+    def model(self, config: TrainConfig) -> WeightDiT:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return WeightDiT(self.coordinates.tokens, config.model)
+
+
+@pytest.fixture(scope="module")
+def problem(tiny: Task) -> Problem:
+    return Problem(tiny)
+
+
+def trained(
+    problem: Problem, config: TrainConfig, **options: Any
+) -> tuple[dict, list[dict], dict[int, bytes]]:
+    """(state of model and average, reports, saved states by step)."""
+    model, reports, states = problem.model(config), [], {}
+
+    def report(metrics, state) -> None:
+        reports.append(metrics)
+        if state is not None:
+            content = io.BytesIO()
+            torch.save(state, content)
+            states[metrics["step"]] = content.getvalue()
+
+    ema = train(model, problem.draw, problem.scaling, config, report=report, **options)
+    return {"model": model.state_dict(), "ema": ema.state_dict()}, reports, states
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for name, value in a[part].items():
+            assert torch.equal(value, b[part][name]), (part, name)
+
+
+def test_the_loss_falls_to_nothing_where_the_prompt_says_all(problem: Problem) -> None:
+    config = TrainConfig(
+        model=CONFIG.model, steps=250, batch_size=64, lr=3e-3, warmup_steps=10, precision="float32"
+    )
+    _, reports, _ = trained(problem, config)
+    losses = [entry["loss"] for entry in reports]
+    # a scaled update has unit size, and no update is predicted at first; the first report is of 25 steps
+    assert 0.5 < losses[0] < 1.3
+    # the prompt says all there is to know: .001 measured
+    assert losses[-1] < 0.02
+    assert [entry["step"] for entry in reports] == list(range(25, 251, 25))
+    assert reports[-1]["progress"] == 1
+
+
+@pytest.mark.parametrize("killed_at", [15, 30])
+def test_a_resumed_training_is_bit_identical_to_an_uninterrupted_one(
+    problem: Problem, killed_at: int
+) -> None:
+    whole, reports, states = trained(problem, CONFIG)
+    assert sorted(states) == [15, 30, 40]
+    state = torch.load(io.BytesIO(states[killed_at]), weights_only=True)
+    assert state["step"] == killed_at
+    resumed, later, _ = trained(problem, CONFIG, state=state)
+    assert_equal(resumed, whole)
+    expected = {entry["step"]: entry["loss"] for entry in reports if entry["step"] > killed_at}
+    assert {entry["step"]: entry["loss"] for entry in later} == expected
+
+
+def test_a_state_is_that_of_its_step_and_not_of_the_end(problem: Problem) -> None:
+    whole, _, states = trained(problem, CONFIG)
+    early = torch.load(io.BytesIO(states[15]), weights_only=True)
+    last = torch.load(io.BytesIO(states[40]), weights_only=True)
+    assert_equal(last, whole)
+    assert any(not torch.equal(early["model"][name], value) for name, value in whole["model"].items())
+
+
+def test_training_is_a_function_of_the_seed_and_each_rank_draws_its_own(problem: Problem) -> None:
+    first, again = (trained(problem, CONFIG)[0] for _ in range(2))
+    assert_equal(first, again)
+    for options in ({"config": TrainConfig(**vars(CONFIG) | {"seed": 1})}, {"config": CONFIG, "rank": 1}):
+        other, _, _ = trained(problem, **options)
+        assert any(not torch.equal(other["model"][name], v) for name, v in first["model"].items())
+
+
+def test_every_step_asks_for_its_pairs_once(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    draw = problem.draw
+    monkeypatch.setattr(
+        problem, "draw", lambda step, num, rng: asked.append((step, num)) or draw(step, num, rng)
+    )
+    trained(problem, CONFIG)
+    assert asked == [(step, 16) for step in range(40)]
+
+
+def test_a_time_budget_ends_the_training_and_saves_it(problem: Problem) -> None:
+    config = TrainConfig(
+        model=CONFIG.model, steps=10**6, time_budget_s=0.2, batch_size=4, warmup_steps=0, precision="float32"
+    )
+    _, reports, states = trained(problem, config)
+    assert 0 < reports[-1]["step"] < 10**6
+    assert reports[-1]["progress"] == 1
+    assert list(states) == [reports[-1]["step"]]
+
+
+def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
+    config = TrainConfig(**vars(CONFIG) | {"precision": "bfloat16", "steps": 5})
+    state, reports, _ = trained(problem, config)
+    assert all(value.dtype == torch.float32 for value in state["ema"].values())
+    assert 0 < reports[-1]["loss"] < 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"lr": 0.0}, "lr 0.0 must be positive"),
+        ({"ema": 1.0}, r"ema 1.0 in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"time_budget_s": 0.0}, "time_budget_s is 0.0"),
+    ],
+)
+def test_impossible_configs_say_what_is_expected(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**fields)
