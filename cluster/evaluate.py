@@ -1,0 +1,166 @@
+"""Evaluating a generator on the cluster: a remote call a seed, and one a part of the zoo for distances."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ckpt_factory import make
+from ckpt_factory.files import atomic_path, check_writable
+from ckpt_factory.zoo import HEADER, Zoo, sha256
+from generator.artefact import MODEL, WeightGenerator
+from generator.evaluate import (
+    held_out_runs,
+    nearest_distance,
+    networks_of_metric,
+    prompt_grid,
+    summarise,
+    training_checkpoints,
+)
+from generator.prompt import check_prompts
+
+from .progress import ProgressBar, say
+
+ARRAYS = "evaluation.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate, and how thoroughly."""
+
+    generator: Path = Path("generator")
+    """Folder of the generator."""
+    zoo: Path = Path("zoo")
+    """The zoo it was trained on; its held-out runs are what it is evaluated on."""
+    out: Path = Path("evaluation")
+    """Folder for the results."""
+    data_root: Path | None = None
+    """Where the task's images are, as for `theta make`."""
+    num_networks: int = 64
+    """Held-out initialisations to start from."""
+    num_prompts: int = 20
+    """Prompts for each, linear from the best metric to 0.9 of the start network's."""
+    best_prompt: float | None = None
+    """The best prompt; default the best validation metric of the training runs."""
+    num_seeds: int = 3
+    """Repetitions with other sampling noise; the spread over them is reported."""
+    steps: int = 10
+    """Sampling steps."""
+    sampler: Literal["ddim", "ddpm"] = "ddpm"
+    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    distance_networks: int = 32
+    """Networks whose distance to all training checkpoints is measured; 0 measures none."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_networks", 1),
+            ("num_prompts", 2),
+            ("num_seeds", 1),
+            ("steps", 1),
+            ("distance_networks", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@ray.remote(num_cpus=1)
+def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    starts = held_out_runs(zoo, generator, config.num_networks).theta[:, 0]
+    return prompt_grid(
+        generator,
+        make(zoo.header.task, data=data),
+        starts,
+        seed=seed,
+        num_prompts=config.num_prompts,
+        best=config.best_prompt,
+        steps=config.steps,
+        sampler=config.sampler,
+    )
+
+
+@ray.remote(num_cpus=1)
+def distances_in_part(config: EvaluateConfig, queries: Tensor, units: Sequence[int]) -> Tensor:
+    torch.set_num_threads(1)
+    return nearest_distance(Zoo.open(config.zoo), WeightGenerator.load(config.generator), queries, units)
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate a generator on the connected cluster; returns what `result.json` says and writes the arrays.
+
+    Raises:
+        ValueError: generator and zoo do not belong together.
+    """
+    started = time.monotonic()
+    check_writable(config.out)
+    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    check_belongs(generator, zoo)
+    for warning in check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,)):
+        say(warning, label="warning")
+    task = make(zoo.header.task, data_root=config.data_root)
+    held_out = held_out_runs(zoo, generator, config.num_networks)
+    data = ray.put(getattr(task, "data", None))
+    steps = config.num_seeds + (4 if config.distance_networks else 0)
+    with ProgressBar("evaluate", steps, "parts") as bar:
+        grids = []
+        for ref in [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]:
+            grids.append(ray.get(ref))
+            bar.update(len(grids))
+        training = training_checkpoints(zoo, generator.origin.num_training_runs)
+        arrays = {"run_ids": torch.tensor(held_out.run_ids), "steps": torch.tensor(held_out.steps)}
+        if config.distance_networks:
+            made = grids[0]["theta"][: config.distance_networks, 0]
+            reached = grids[0][generator.origin.prompted][: config.distance_networks, 0]
+            matched = networks_of_metric(held_out, generator.origin.prompted, reached)
+            queries = ray.put(torch.cat([made, matched]))
+            parts = [zoo.finished_units()[i::4] for i in range(4)]
+            found = []
+            for ref in [distances_in_part.remote(config, queries, part) for part in parts]:
+                found.append(ray.get(ref))
+                bar.update(len(grids) + len(found))
+            arrays["distance_generated"], arrays["distance_held_out"] = (
+                torch.stack(found).amin(0).split(len(made))
+            )
+    result, more = summarise(generator, held_out, grids, training)
+    arrays |= more
+    if "distance_generated" in arrays:
+        generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
+        result |= {
+            "distance_generated": float(generated),
+            "distance_held_out": float(reference),
+            "distance_ratio": float(generated / reference),
+        }
+    with atomic_path(config.out / ARRAYS) as temporary:
+        safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+    return result | {
+        "task": zoo.header.task,
+        "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
+        "sampler": config.sampler,
+        "sampling_steps": config.steps,
+        "num_networks": len(held_out.run_ids),
+        "num_seeds": config.num_seeds,
+        "wall_s": time.monotonic() - started,
+    }
+
+
+def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
+    """Refuse a zoo that a generator was not trained on: its held-out runs would not be held out."""
+    origin = generator.origin
+    if origin.task != zoo.header.task:
+        raise ValueError(
+            f"the generator is for task {origin.task!r}, zoo {zoo.path} holds {zoo.header.task!r}; give "
+            "the zoo it was trained on"
+        )
+    if origin.zoo_sha256 != sha256(zoo.path / HEADER):
+        raise ValueError(
+            f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
+            "be among its "
+            "training runs; give the zoo it was trained on"
+        )

@@ -1,0 +1,184 @@
+"""CheckpointFactory: Ray actors train the stacks of a zoo and commit one shard for each."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from ckpt_factory import RunPlan, Task, make, train_stack
+from ckpt_factory.card import zoo_card
+from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.schema import DTYPES
+from ckpt_factory.verify import sums_problems
+from ckpt_factory.zoo import Zoo, ZooHeader
+
+from .progress import ProgressBar, say
+from .units import ATTEMPTS, run_units
+
+LOG = "factory.log.jsonl"
+"""What a clock says, times and hosts: kept out of the shards, whose bytes a repetition gives again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoryConfig:
+    """What zoo to make."""
+
+    task: str = "digits-mlp-v0"
+    """Id of the learning problem; `module:id` for one of your own."""
+    out: Path = Path("zoo")
+    """Folder of the zoo. The same command again resumes it."""
+    data_root: Path | None = None
+    """Where the task's images are: Parquet files in the Hugging Face layout, or torchvision's folder."""
+    num_runs: int = 2048
+    """Training runs."""
+    stack_size: int = 128
+    """Runs trained in lock-step by one actor: one unit of work, one shard."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """How parameters are stored; metrics are measured on the stored values."""
+    plan: RunPlan = field(default_factory=RunPlan)
+    """The recipe of the runs."""
+    repair: bool = False
+    """First look for damaged shards, and make those anew."""
+
+
+def digits() -> FactoryConfig:
+    """2,048 runs on scikit-learn's digits: 450 steps of batch 32, 35 checkpoints."""
+    return FactoryConfig()
+
+
+def mnist() -> FactoryConfig:
+    """3,000 runs of the published MNIST network, 2 epochs of batch 128, 30 checkpoints."""
+    plan = RunPlan(num_steps=780, batch_size=128, group_size=10, num_checkpoints=30)
+    return FactoryConfig(task="mnist-mlp-v0", num_runs=3000, stack_size=60, plan=plan)
+
+
+def smoke() -> FactoryConfig:
+    """64 short runs on digits: a zoo in seconds, to see that all works."""
+    return FactoryConfig(num_runs=64, stack_size=16, plan=RunPlan(num_steps=100, num_checkpoints=12))
+
+
+PRESETS = {"digits": digits, "mnist": mnist, "smoke": smoke}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooResult:
+    """What a factory made; named like Ray's own results."""
+
+    path: Path
+    metrics: dict[str, Any]
+    error: str | None = None
+    """Which units were set aside and why, if any."""
+
+
+@ray.remote(num_cpus=1)
+class FactoryActor:
+    """Trains stacks, one thread, data from the object store."""
+
+    def __init__(self, zoo_path: Path, data: Any):
+        torch.set_num_threads(1)
+        self.zoo = Zoo.open(zoo_path)
+        self.task = make(self.zoo.header.task, data=data)
+
+    def run(self, unit: int) -> dict[str, Any]:
+        started, cpu = time.time(), time.process_time()
+        header = self.zoo.header
+        stack = train_stack(self.task, header.plan, header.unit_runs(unit), dtype=DTYPES[header.dtype])
+        facts = self.zoo.write_unit(unit, list(stack))
+        clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
+        return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
+
+
+class CheckpointFactory:
+    """Makes a zoo on the connected Ray cluster: `CheckpointFactory(config).fit()`.
+
+    Units are a pure function of the config: killed at any moment and started again, it makes the missing
+    ones, and the zoo is the same, byte for byte, as an uninterrupted one. A unit whose actor dies or that
+    raises is tried again; after three times it is set aside and named in the result, and the rest is
+    finished.
+    """
+
+    def __init__(self, config: FactoryConfig, *, num_actors: int | None = None):
+        self.config = config
+        self.num_actors = num_actors
+
+    def fit(self) -> ZooResult:
+        config, started = self.config, time.monotonic()
+        check_writable(config.out)
+        task = make(config.task, data_root=config.data_root)
+        header = ZooHeader.of_task(
+            task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
+        )
+        # What a stack would refuse is refused here, before anything is begun.
+        task.sampler(config.plan.order_rngs(header.unit_runs(0)), config.plan.batch_size)
+        zoo = Zoo.create(config.out, header)
+        if config.repair:
+            _discard_damaged(zoo)
+        done = zoo.finished_units()
+        todo = [unit for unit in range(header.num_units) if unit not in set(done)]
+        if done:
+            say(f"resuming {zoo.path}: {len(done)} of {header.num_units} shards are there already")
+        reports, failed = self._make(zoo, task, todo) if todo else ([], {})
+        metrics = _metrics(zoo, reports, time.monotonic() - started)
+        write_text(zoo.path / "README.md", zoo_card(zoo))
+        error = "; ".join(f"shard {unit} set aside: {why}" for unit, why in sorted(failed.items())) or None
+        return ZooResult(path=zoo.path, metrics=metrics | {"units_failed": sorted(failed)}, error=error)
+
+    def _make(self, zoo: Zoo, task: Task, todo: list[int]) -> tuple[list[dict[str, Any]], dict[int, str]]:
+        """Reports of the units made, and of those set aside the reason."""
+        reports: list[dict[str, Any]] = []
+        failed: dict[int, str] = {}
+        data = ray.put(getattr(task, "data", None))
+        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        made = zoo.header.num_runs - sum(len(zoo.header.unit_runs(unit)) for unit in todo)
+        begun, before = time.monotonic(), made
+        with ProgressBar("zoo", zoo.header.num_runs, "runs") as bar, (zoo.path / LOG).open("a") as log:
+            bar.update(made)
+            for unit, report in run_units(
+                lambda: FactoryActor.remote(zoo.path.absolute(), data), todo, num_actors
+            ):
+                if isinstance(report, RayError):
+                    failed[unit] = _reason(report)
+                    say(f"shard {unit} failed {ATTEMPTS} times and is set aside: {failed[unit]}")
+                    continue
+                reports.append(report)
+                log.write(json.dumps(report) + "\n")
+                log.flush()
+                made += report["runs"]
+                bar.update(made, f"{(made - before) / (time.monotonic() - begun):.0f} runs/s")
+        return reports, failed
+
+
+def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
+    runs = zoo.read_runs() if zoo.finished_units() else None
+    made = sum(report["runs"] for report in reports)
+    cpu_s = sum(report["cpu_s"] for report in reports)
+    return {
+        "task": zoo.header.task,
+        "runs": len(runs) if runs else 0,
+        "checkpoints": (len(runs) if runs else 0) * len(zoo.header.plan.steps()),
+        "diverged_runs": runs["status"].to_pylist().count("diverged") if runs else 0,
+        "bytes": sum(zoo.checkpoints_path(unit).stat().st_size for unit in zoo.finished_units()),
+        "runs_made_now": made,
+        "cpu_s_per_run": cpu_s / made if made else None,
+        "runs_per_cpu_s": made / cpu_s if made else None,
+        "wall_s": wall_s,
+    }
+
+
+def _discard_damaged(zoo: Zoo) -> None:
+    for unit in zoo.finished_units():
+        problems = sums_problems(zoo, unit)
+        if problems:
+            say(f"making shard {unit} anew: {problems[0]}")
+            zoo.sums_path(unit).unlink()
+
+
+def _reason(error: RayError) -> str:
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

@@ -1,0 +1,58 @@
+"""Writing the HTML report of a zoo, its generator and their evaluation."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.zoo import Zoo, sha256
+from generator.artefact import MODEL, WeightGenerator
+from generator.report import render_report
+
+from .evaluate import ARRAYS, check_belongs
+from .progress import say
+from .train import LOG, read_log
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What to report on."""
+
+    zoo: Path = Path("zoo")
+    """The zoo."""
+    generator: Path = Path("generator")
+    """The generator trained on it."""
+    evaluation: Path = Path("evaluation")
+    """What `theta evaluate` wrote."""
+    out: Path = Path("report")
+    """Folder for report.html."""
+
+
+def report(config: ReportConfig) -> dict[str, Any]:
+    """Write report.html, one file without links; returns its path and the headline number."""
+    zoo, generator = Zoo.open(config.zoo), WeightGenerator.load(config.generator)
+    check_belongs(generator, zoo)
+    try:
+        result = json.loads((config.evaluation / "result.json").read_text())
+        arrays = safetensors.torch.load_file(config.evaluation / ARRAYS)
+    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"no evaluation in {config.evaluation} ({error}); run `theta evaluate --out "
+            f"{config.evaluation}` first"
+        ) from None
+    evaluated = {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)}
+    if result.get("evaluated") != evaluated:
+        raise ValueError(
+            f"{config.evaluation} is an evaluation of another generator than {config.generator}; run "
+            f"`theta evaluate --generator {config.generator} --out {config.evaluation}` again"
+        )
+    if config.out.resolve() == config.evaluation.resolve():
+        raise ValueError(f"--out is the evaluation's own folder {config.out}; give another")
+    check_writable(config.out)
+    path = config.out / "report.html"
+    write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG)))
+    say(f"report: {path.absolute()}")
+    return {"report": str(path), "prompt_alignment": result["prompt_alignment"]}

@@ -1,0 +1,63 @@
+"""Verifying a zoo on the cluster, one remote call a shard."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from ckpt_factory import make
+from ckpt_factory.verify import Verification, merge, verify_unit
+from ckpt_factory.zoo import Zoo
+
+from .progress import ProgressBar
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Which zoo to check, and how thoroughly."""
+
+    zoo: Path = Path("zoo")
+    """The zoo."""
+    data_root: Path | None = None
+    """Where the task's images are, as for `theta make`."""
+    sample: int = 256
+    """Checkpoints, spread over all shards, whose metrics are measured again; 0 measures none."""
+    out: Path | None = None
+    """Folder for result.json; default verify/ inside the zoo."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 0:
+            raise ValueError(f"sample is {self.sample}; expected 0 or more")
+
+
+@ray.remote(num_cpus=1)
+def verify_remotely(path: Path, data: Any, unit: int, sample: int) -> Verification:
+    torch.set_num_threads(1)
+    zoo = Zoo.open(path)
+    return verify_unit(zoo, make(zoo.header.task, data=data), unit, sample=sample)
+
+
+def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
+    """Check every finished shard of a zoo on the connected cluster: (findings, the same as numbers)."""
+    zoo = Zoo.open(config.zoo)
+    units = zoo.finished_units()
+    data = ray.put(getattr(make(zoo.header.task, data_root=config.data_root), "data", None))
+    share = [
+        (i + 1) * config.sample // len(units) - i * config.sample // len(units) for i in range(len(units))
+    ]
+    waiting = [
+        verify_remotely.remote(zoo.path.absolute(), data, unit, sample)
+        for unit, sample in zip(units, share, strict=True)
+    ]
+    parts: list[Verification] = []
+    with ProgressBar("verify", len(units), "shards") as bar:
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            parts.append(ray.get(done))
+            bar.update(len(parts))
+    found = merge(zoo, parts)
+    result = asdict(found) | {"units": len(found.units), "ok": found.ok}
+    del result["last_networks"]
+    return found, result

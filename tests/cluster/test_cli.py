@@ -1,0 +1,217 @@
+"""The command line: one clear line and exit status 2 for bad input, `result.json` beside every table."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from ckpt_factory.zoo import HEADER, Zoo
+from cluster.cli import COMMANDS, run
+from generator.artefact import CONFIG, WeightGenerator
+
+from ..conftest import plain_mlp
+
+pytestmark = pytest.mark.ray
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs `theta` and returns the one line that it refuses with."""
+
+    def check(*args: object) -> str:
+        status = run([str(arg) for arg in args])
+        error = capsys.readouterr().err
+        assert status == 2, error
+        lines = [line for line in error.splitlines() if line.startswith("theta ")]
+        assert len(lines) == 1, error
+        assert "Traceback" not in error
+        return lines[0]
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def generator_folder(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator that `theta train` made in a few steps."""
+    out = tmp_path_factory.mktemp("cli") / "generator"
+    flags = [
+        "--preset",
+        "smoke",
+        "--held-out",
+        "0.25",
+        "--steps",
+        "40",
+        "--report-every",
+        "20",
+        "--checkpoint-every",
+        "20",
+    ]
+    assert run(["train", *flags, "--zoo", str(digits_zoo.path), "--out", str(out)]) == 0
+    assert json.loads((out / "result.json").read_text())["steps"] == 40
+    return out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    for preset in COMMANDS[command].presets:
+        assert f"--preset {preset}" in text
+
+
+def test_unknown_command_and_task_get_a_suggestion(
+    ray_cluster: int, refused: Refused, tmp_path: Path
+) -> None:
+    assert "did you mean 'make'?" in refused("mkae")
+    line = refused("make", "--task", "digits-mpl-v0", "--out", tmp_path / "zoo")
+    assert "Did you mean 'digits-mlp-v0'?" in line
+    assert "cannot import module 'nowhere'" in refused(
+        "make", "--task", "nowhere:x-v0", "--out", tmp_path / "zoo"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--num-runs abc", "--num-runs"),
+        ("--num-runs -5", "num_runs is -5; expected a positive multiple"),
+        ("--lr 0 1", "lr is (0.0, 1.0); expected low <= high"),
+        ("--num-checkpoints 1000", "450 steps allow 2 to 451"),
+        ("--dtype float8", "--dtype"),
+        ("--num-rns 5", "--num-runs"),
+        ("--preset digit", "unknown preset 'digit'; theta make has: digits, mnist, smoke"),
+        ("--group-size 3", "positive multiple of group_size 3"),
+        ("--batch-size 5000", "1077 training images"),
+        ("--out /dev/null/zoo", "cannot write to /dev/null/zoo"),
+        ("--task mnist-mlp-v0", "MNIST needs --data-root"),
+        ("--task mnist-mlp-v0 --data-root /nonexistent", "no MNIST in /nonexistent"),
+        ("--num-cpus 0", "num_cpus is 0"),
+    ],
+)
+def test_malformed_values_for_make(
+    ray_cluster: int, refused: Refused, flags: str, words: str, tmp_path: Path
+) -> None:
+    out = [] if "--out" in flags else ["--out", tmp_path / "zoo"]
+    assert words in refused("make", *out, *flags.split())
+
+
+def test_missing_foreign_or_damaged_zoo(
+    refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    assert "no zoo at" in refused("train", "--zoo", tmp_path / "nothing", "--out", tmp_path / "g")
+    zoo = tmp_path / "zoo"
+    shutil.copytree(digits_zoo.path, zoo)
+    header = json.loads((zoo / HEADER).read_text())
+
+    (zoo / HEADER).write_text(json.dumps(header | {"schema_version": 99}))
+    line = refused("info", "--zoo", zoo)
+    assert "schema version 99, this thetaforge reads 1" in line
+
+    (zoo / HEADER).write_text(json.dumps(header | {"task": "mnist-mlp-v0"}))
+    line = refused("evaluate", "--zoo", zoo, "--generator", generator_folder, "--out", tmp_path / "e")
+    assert "the generator is for task 'digits-mlp-v0'" in line
+
+    (zoo / HEADER).write_text((digits_zoo.path / HEADER).read_text())
+    shard = Zoo.open(zoo).checkpoints_path(0)
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert f"{shard} is damaged" in refused(
+        "train", "--preset", "smoke", "--zoo", zoo, "--out", tmp_path / "g"
+    )
+    assert run(["verify", "--zoo", str(zoo)]) == 2
+    result = json.loads((zoo / "verify" / "result.json").read_text())
+    assert result["damaged_units"] == [0]
+    assert result["ok"] is False
+
+
+def test_verify_and_info_of_a_sound_zoo(ray_cluster: int, digits_zoo: Zoo, tmp_path: Path) -> None:
+    assert run(["verify", "--zoo", str(digits_zoo.path), "--sample", "24", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["ok"], result["runs"], result["remeasured"]) == (True, 24, 24)
+    assert run(["info", "--zoo", str(digits_zoo.path), "--out", str(tmp_path / "info")]) == 0
+    assert json.loads((tmp_path / "info" / "result.json").read_text())["checkpoints"] == 24 * 8
+
+
+def test_prompt_writes_networks_that_do_in_plain_torch_what_the_table_says(
+    generator_folder: Path, tmp_path: Path, digits: Any
+) -> None:
+    flags = ["--prompts", "0.5", "1.5", "--num-networks", "2", "--updates", "2"]
+    assert run(["prompt", "--generator", str(generator_folder), *flags, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["networks"]) == 4
+    assert len(result["mean_validation_loss_after_each_update"]) == 2
+    for row in result["networks"]:
+        state = safetensors.torch.load_file(tmp_path / row["file"])
+        net = plain_mlp((64, 16, 10), state)
+        data = digits.data
+        x = torch.from_numpy(data.images["test"]).float()
+        x = (x / data.full_scale - data.mean) / data.std
+        with torch.no_grad():
+            loss = torch.nn.functional.cross_entropy(net(x), torch.from_numpy(data.labels["test"]))
+        assert row["test_loss"] == pytest.approx(float(loss), rel=1e-4)  # float32 sums in another order
+
+
+def test_prompt_refuses_networks_that_do_not_fit(
+    refused: Refused, generator_folder: Path, tmp_path: Path
+) -> None:
+    spec = WeightGenerator.load(generator_folder).coordinates.spec
+    state = {name: torch.zeros(shape) for name, shape in zip(spec.names, spec.shapes, strict=True)}
+    file = tmp_path / "mine.safetensors"
+
+    def prompt(changed: dict[str, torch.Tensor]) -> str:
+        safetensors.torch.save_file(changed, file)
+        return refused("prompt", "--generator", generator_folder, "--start", file, "--out", tmp_path / "p")
+
+    assert "missing ['fc1.bias'], unknown ['bias']" in prompt(
+        {"bias" if name == "fc1.bias" else name: value for name, value in state.items()}
+    )
+    assert "'fc2.weight' has shape (10, 8), expected (10, 16)" in prompt(
+        state | {"fc2.weight": torch.zeros(10, 8)}
+    )
+    assert "fc1.weight holds NaN" in prompt(state | {"fc1.weight": torch.full((16, 64), torch.nan)})
+    file.write_bytes(b"no weights")
+    line = refused("prompt", "--generator", generator_folder, "--start", file, "--out", tmp_path / "p")
+    assert "is not a safetensors file" in line
+    assert "no generator in" in refused("prompt", "--generator", tmp_path / "none")
+    assert not (tmp_path / "p").exists() or not list((tmp_path / "p").glob("*.safetensors"))
+
+
+def test_prompt_outside_of_what_the_zoo_has_seen_is_a_warning_with_the_range(
+    generator_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, high = json.loads((generator_folder / CONFIG).read_text())["metric_range"]
+    flags = ["--prompts", "0.0001", "--num-networks", "1"]
+    assert run(["prompt", "--generator", str(generator_folder), *flags, "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert "warning: prompted loss 0.0001 lies outside of what the zoo has seen" in error
+    assert f"{low:.4g} to {high:.4g}" in error
+
+
+def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: Path) -> None:
+    paths = ["--zoo", str(digits_zoo.path), "--generator", str(generator_folder)]
+    flags = ["--num-networks", "4", "--num-prompts", "5", "--num-seeds", "2", "--distance-networks", "2"]
+    assert run(["evaluate", *paths, *flags, "--out", str(tmp_path / "e")]) == 0
+    result = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert {"prompt_alignment", "one_update_test_error", "sgd_equivalent_steps", "wall_s"} <= set(result)
+    assert result["retrieval_prompt_alignment"] > 0.9, "looking the prompt up is the control to beat"
+    assert result["distance_held_out"] > 0
+    assert run(["report", *paths, "--evaluation", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
+    assert "digits-mlp-v0" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_report_without_evaluation_says_what_to_run(
+    refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    line = refused(
+        "report", "--zoo", digits_zoo.path, "--generator", generator_folder, "--evaluation", tmp_path / "none"
+    )
+    assert "run `theta evaluate --out" in line

@@ -1,0 +1,93 @@
+"""SIGKILL of the driver, `theta` itself, at a moment in the middle; then the same command again."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from ckpt_factory.zoo import Zoo
+from cluster.train import LOG, read_log
+from generator.artefact import MODEL
+
+from ..conftest import theta_environment
+from .processes import command_line, descendants, kill, wait_for, zoo_bytes
+
+pytestmark = pytest.mark.ray
+
+MAKE = "make --preset smoke --num-runs 512 --num-steps 400 --num-cpus 2"
+TRAIN = (
+    "train --preset smoke --width 32 --depth 1 --steps 300 --batch-size 32 --report-every 10 "
+    "--checkpoint-every 50 --precision float32 --num-cpus 2"
+)
+
+
+def theta(arguments: str, *more: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster", *arguments.split(), *map(str, more)],
+        env=theta_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """SIGKILL, then wait until the cluster and the workers that it had started are gone by themselves."""
+    working = [
+        pid for name in ("raylet", "ray::Factory", "ray::RayTrain") for pid in descendants(process.pid, name)
+    ]
+    below = descendants(process.pid)
+    assert working, "it had started Ray"
+    kill(process.pid)
+    process.communicate()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in working), 60, "Ray outlived its driver")
+    for pid in below:  # Ray's agents notice only after a minute or more that their cluster is gone
+        if "Agent" in command_line(pid):
+            kill(pid)
+
+
+def test_zoo_is_byte_identical_after_sigkill_of_the_driver(tmp_path: Path) -> None:
+    process = theta(MAKE, "--out", tmp_path / "killed")
+    wait_for(lambda: list((tmp_path / "killed" / "sums").glob("*")), 90, "no first shard")
+    time.sleep(random.uniform(0, 0.5))
+    kill_driver(process)
+    done = len(Zoo.open(tmp_path / "killed").finished_units())
+    assert 0 < done < 32
+    assert f"{done} of 32 shards are there already" in finish(theta(MAKE, "--out", tmp_path / "killed"))
+    finish(theta(MAKE, "--out", tmp_path / "whole"))
+    assert zoo_bytes(tmp_path / "killed") == zoo_bytes(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".tmp-*"))
+
+
+def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
+    digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(digits_zoo.path, zoo)
+    log = tmp_path / "killed" / LOG
+    process = theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "killed")
+    reports = random.randint(6, 20)  # of 30
+    wait_for(lambda: len(read_log(log)) >= reports, 120, "no progress")
+    kill_driver(process)
+    before = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    finish(theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "killed"))
+    after = [json.loads(line)["step"] for line in log.read_text().splitlines()][len(before) :]
+    assert after[0] > 50, "it did not begin anew"
+    assert after[0] % 50 == 10, "it went on from a checkpoint"
+    assert after[-1] == 300
+    finish(theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "whole"))
+    killed, whole = (safetensors.torch.load_file(tmp_path / name / MODEL) for name in ("killed", "whole"))
+    torch.testing.assert_close(killed, whole, rtol=0, atol=0)

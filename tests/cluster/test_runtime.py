@@ -1,0 +1,121 @@
+"""The Ray that `theta` starts, loopback only and with a token; and clusters that it connects to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from ckpt_factory import RunPlan
+from cluster.factory import CheckpointFactory, FactoryConfig
+from cluster.runtime import LOOPBACK_ONLY, RayConfig, ray_session
+
+from ..conftest import theta_environment
+from .processes import descendants, zoo_bytes
+
+pytestmark = pytest.mark.ray
+
+
+def listening_addresses(pids: list[int]) -> set[str]:
+    """Local addresses, as /proc writes them, of the TCP sockets that these processes listen on."""
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(fd)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+def test_local_ray_listens_on_loopback_alone(ray_cluster: int) -> None:
+    addresses = listening_addresses(descendants(os.getpid()))
+    assert addresses, "Ray listens somewhere"
+    assert addresses <= LOOPBACK
+
+
+def test_local_ray_refuses_who_has_no_token(ray_cluster: int) -> None:
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "InvalidAuthToken" in done.stderr or "authentication" in done.stderr.lower()
+
+
+def test_address_without_a_cluster_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"no Ray cluster at '127\.0\.0\.1:1' .*leave out --address"):
+        ray_session(RayConfig(address="127.0.0.1:1")).__enter__()
+    with pytest.raises(ValueError, match='expected "host:port"'):
+        ray_session(RayConfig(address="nonsense")).__enter__()
+
+
+SEVERAL_NODES = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+doomed = cluster.add_node(num_cpus=1)
+cluster.add_node(num_cpus=1)
+make = [sys.executable, "-m", "cluster", "make", "--address", cluster.address, *sys.argv[1:]]
+process = subprocess.Popen(make, stderr=subprocess.PIPE, text=True)
+for line in process.stderr:  # `zoo: 32/256 runs ...`: the first shard is there
+    if line.startswith("zoo:") and not line.startswith("zoo: 0/"):
+        break
+cluster.remove_node(doomed, allow_graceful=False)
+rest = process.stderr.read()
+status = process.wait()
+cluster.shutdown()
+sys.stderr.write(rest)
+sys.exit(status)
+"""
+
+
+def test_cluster_of_several_nodes_makes_the_same_zoo_even_if_one_is_lost(
+    ray_cluster: int, tmp_path: Path
+) -> None:
+    plan = RunPlan(num_steps=300, num_checkpoints=10)
+    config = FactoryConfig(out=tmp_path / "here", num_runs=256, stack_size=16, plan=plan)
+    CheckpointFactory(config).fit()
+    flags = [
+        "--num-runs",
+        "256",
+        "--stack-size",
+        "16",
+        "--num-steps",
+        "300",
+        "--num-checkpoints",
+        "10",
+        "--out",
+    ]
+    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_NODES, *flags, tmp_path / "there"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert zoo_bytes(tmp_path / "there") == zoo_bytes(tmp_path / "here")
