@@ -37,25 +37,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     return check
 
 
-@pytest.fixture(scope="module")
-def generator_folder(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generator that `theta train` made in a few steps."""
-    out = tmp_path_factory.mktemp("cli") / "generator"
-    flags = [
-        "--preset",
-        "smoke",
-        "--held-out",
-        "0.25",
-        "--steps",
-        "40",
-        "--report-every",
-        "20",
-        "--checkpoint-every",
-        "20",
-    ]
-    assert run(["train", *flags, "--zoo", str(digits_zoo.path), "--out", str(out)]) == 0
-    assert json.loads((out / "result.json").read_text())["steps"] == 40
-    return out
+@pytest.fixture
+def generator_folder(trained: Path) -> Path:
+    return trained
 
 
 @pytest.mark.parametrize("command", COMMANDS)

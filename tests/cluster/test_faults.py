@@ -1,8 +1,8 @@
 """SIGKILL of the driver, `theta` itself, at a moment in the middle; then the same command again."""
 
+import dataclasses
 import json
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import Zoo
+from cluster.factory import CheckpointFactory, smoke
 from cluster.train import LOG, read_log
 from generator.artefact import MODEL
 
@@ -22,9 +23,9 @@ from .processes import command_line, descendants, kill, wait_for, zoo_bytes
 pytestmark = pytest.mark.ray
 
 MAKE = "make --preset smoke --num-runs 512 --num-steps 400 --num-cpus 2"
-TRAIN = (
-    "train --preset smoke --width 32 --depth 1 --steps 300 --batch-size 32 --report-every 10 "
-    "--checkpoint-every 50 --precision float32 --num-cpus 2"
+TRAIN = (  # as the fixture `trained`, in words of the command line
+    "train --width 32 --depth 1 --steps 240 --batch-size 32 --warmup-steps 10 --report-every 10 "
+    "--checkpoint-every 40 --precision float32 --held-out 0.25 --num-cpus 2"
 )
 
 
@@ -59,7 +60,7 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
             kill(pid)
 
 
-def test_zoo_is_byte_identical_after_sigkill_of_the_driver(tmp_path: Path) -> None:
+def test_zoo_is_byte_identical_after_sigkill_of_the_driver(ray_cluster: int, tmp_path: Path) -> None:
     process = theta(MAKE, "--out", tmp_path / "killed")
     wait_for(lambda: list((tmp_path / "killed" / "sums").glob("*")), 90, "no first shard")
     time.sleep(random.uniform(0, 0.5))
@@ -67,27 +68,25 @@ def test_zoo_is_byte_identical_after_sigkill_of_the_driver(tmp_path: Path) -> No
     done = len(Zoo.open(tmp_path / "killed").finished_units())
     assert 0 < done < 32
     assert f"{done} of 32 shards are there already" in finish(theta(MAKE, "--out", tmp_path / "killed"))
-    finish(theta(MAKE, "--out", tmp_path / "whole"))
+    plan = dataclasses.replace(smoke().plan, num_steps=400)
+    CheckpointFactory(dataclasses.replace(smoke(), out=tmp_path / "whole", num_runs=512, plan=plan)).fit()
     assert zoo_bytes(tmp_path / "killed") == zoo_bytes(tmp_path / "whole")
     assert not list((tmp_path / "killed").rglob(".tmp-*"))
 
 
 def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
-    digits_zoo: Zoo, tmp_path: Path
+    trained: Path, digits_zoo: Zoo, tmp_path: Path
 ) -> None:
-    zoo = tmp_path / "zoo"
-    shutil.copytree(digits_zoo.path, zoo)
-    log = tmp_path / "killed" / LOG
-    process = theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "killed")
-    reports = random.randint(6, 20)  # of 30
+    log, paths = tmp_path / LOG, ("--zoo", digits_zoo.path, "--out", tmp_path)
+    process = theta(TRAIN, *paths)
+    reports = random.randint(6, 16)  # of 24
     wait_for(lambda: len(read_log(log)) >= reports, 120, "no progress")
     kill_driver(process)
-    before = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    finish(theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "killed"))
-    after = [json.loads(line)["step"] for line in log.read_text().splitlines()][len(before) :]
-    assert after[0] > 50, "it did not begin anew"
-    assert after[0] % 50 == 10, "it went on from a checkpoint"
-    assert after[-1] == 300
-    finish(theta(TRAIN, "--zoo", zoo, "--out", tmp_path / "whole"))
-    killed, whole = (safetensors.torch.load_file(tmp_path / name / MODEL) for name in ("killed", "whole"))
-    torch.testing.assert_close(killed, whole, rtol=0, atol=0)
+    before = len(log.read_text().splitlines())
+    finish(theta(TRAIN, *paths))
+    after = [json.loads(line)["step"] for line in log.read_text().splitlines()[before:]]
+    assert after[0] > 40, "it did not begin anew"
+    assert after[0] % 40 == 10, "it went on from a checkpoint"
+    assert after[-1] == 240
+    resumed, whole = (safetensors.torch.load_file(out / MODEL) for out in (tmp_path, trained))
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)

@@ -1,0 +1,29 @@
+"""One training that several tests compare with or use, since each costs a start of Ray Train."""
+
+from pathlib import Path
+
+import pytest
+
+from ckpt_factory.zoo import Zoo
+from cluster import train
+from cluster.train import GeneratorConfig
+from generator.dit import DiTConfig
+from generator.train import TrainConfig
+
+TRAINING = TrainConfig(
+    model=DiTConfig(width=32, depth=1),
+    steps=240,
+    batch_size=32,
+    warmup_steps=10,
+    report_every=10,
+    checkpoint_every=40,
+    precision="float32",
+)
+
+
+@pytest.fixture(scope="session")
+def trained(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator trained on `digits_zoo` by two workers without interruption. Copy it before changing it."""
+    out = tmp_path_factory.mktemp("generators") / "whole"
+    train.fit(GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING))
+    return out
