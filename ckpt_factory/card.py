@@ -35,6 +35,10 @@ def zoo_summary(zoo: Zoo) -> dict[str, Any]:
     }
 
 
+def span(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
 def zoo_card(zoo: Zoo) -> str:
     """README.md of a zoo."""
     if not zoo.finished_units():
@@ -44,6 +48,9 @@ def zoo_card(zoo: Zoo) -> str:
     finals = "\n".join(
         f"| {name} | {v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f} |" for name, v in s["final"].items()
     )
+    order = "Every run has a batch order of its own."
+    if p.group_size > 1:
+        order = f"Each {p.group_size} runs in sequence share their batch order (`order_id`)."
     params = "\n".join(
         f"| {name} | {list(shape)} | {part.start} | {part.stop} |" for name, part, shape in h.spec.slices()
     )
@@ -54,9 +61,8 @@ def zoo_card(zoo: Zoo) -> str:
 
 ## Recipe
 SGD with Nesterov momentum {p.momentum}, {p.num_steps} steps of batch {p.batch_size}, {p.schedule} schedule, \
-learning rate {p.lr[0]:g} to {p.lr[1]:g}, weight decay {p.weight_decay[0]:g} to {p.weight_decay[1]:g}, \
-initial scale {p.init_scale[0]:g} to {p.init_scale[1]:g}, seed {p.seed}. \
-Each {p.group_size} run(s) in sequence share their batch order (`order_id`). \
+learning rate {span(*p.lr)}, weight decay {span(*p.weight_decay)}, initial scale {span(*p.init_scale)}, \
+seed {p.seed}. {order} \
 Checkpoints at {p.spacing}-spaced steps {", ".join(map(str, s["steps"]))}.
 
 ## Metrics at the last step
@@ -75,17 +81,21 @@ theta is the state_dict, flattened row-major in this order:
 |---|---|---|---|
 {params}
 
+{f"Its input is {h.inputs}." if h.inputs else ""}
+
 `runs/`: one row per run with its settings, status and last metrics. `sums/`: \
 `sha256sum -c sums/*.sha256` checks every file.
 
 ## Read it
 ```python
-import duckdb, pyarrow.dataset as ds
+import pyarrow.dataset as ds
 ds.dataset("checkpoints", partitioning="hive").to_table(columns=["run_id", "step", "{h.prompted}"])
-duckdb.sql("select step, median({h.prompted}) from 'checkpoints/**/*.parquet' group by step order by step")
 
 from ckpt_factory.zoo import Zoo
 rows = Zoo.open(".").read_unit(0)          # rows.theta: (runs, steps, {h.spec.D})
 state_dict = Zoo.open(".").header.spec.unflatten(rows.theta[0, -1])
+
+import duckdb  # pip install duckdb
+duckdb.sql("select step, median({h.prompted}) from 'checkpoints/**/*.parquet' group by step order by step")
 ```
 """

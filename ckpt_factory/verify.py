@@ -64,6 +64,11 @@ def merge(zoo: Zoo, parts: Iterable[Verification]) -> Verification:
             first = total.last_networks.setdefault(digest, run_id)
             if first != run_id:
                 total.problems.append(f"run {run_id} ends in the same network as run {first}")
+    blamed = [problem for problem in total.problems if problem.startswith(f"{HEADER}:")]
+    if len(blamed) == len(total.units) > 0:  # then no shard is to be made anew, nor anything else believed
+        total.problems = [f"{HEADER}: its sha256 is not the one that the shards were made with; restore it"]
+        total.damaged_units = []
+        return total
     total.missing_units = sorted(set(range(zoo.header.num_units)) - set(total.units))
     for path_of, pattern in (
         (zoo.checkpoints_path, "checkpoints/**/*.parquet"),

@@ -41,6 +41,8 @@ class ZooHeader:
     stack_size: int
     """Runs per unit of work, which is one stack and one shard."""
     dtype: str = "float32"
+    inputs: str = ""
+    """How a network's input is made from raw data."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -64,6 +66,7 @@ class ZooHeader:
             num_runs=num_runs,
             stack_size=stack_size,
             dtype=dtype,
+            inputs=task.inputs,
         )
 
     @property
@@ -136,9 +139,10 @@ class Zoo:
             fields = json.loads(text)
             version = fields.get("schema_version") if isinstance(fields, dict) else None
         except FileNotFoundError:
-            raise ValueError(
-                f"no zoo at {path} (it has no {HEADER}); make one with `theta make --out {path}`"
-            ) from None
+            cure = f"make one with `theta make --out {path}`"
+            if path.is_dir() and any(path.iterdir()):
+                cure = "that folder holds something else: give the zoo's own folder"
+            raise ValueError(f"no zoo at {path} (it has no {HEADER}); {cure}") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path / HEADER} cannot be read ({error}); restore it or make the zoo anew"
@@ -151,8 +155,9 @@ class Zoo:
         try:
             return cls(path, ZooHeader.from_json(text))
         except (KeyError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split())[:160]
             raise ValueError(
-                f"{path / HEADER} is not a zoo's header ({error}); restore it or make the zoo anew"
+                f"{path / HEADER} is not a zoo's header ({why}); restore it or make the zoo anew"
             ) from None
 
     @classmethod
@@ -169,11 +174,18 @@ class Zoo:
         old, new = json.loads(zoo.header.to_json()), json.loads(header.to_json())
         old, new = old | old.pop("plan"), new | new.pop("plan")
         check_same(f"{path} holds another zoo", old, new)
-        for folder in (path, zoo.checkpoints_path(0).parent, path / "runs", path / "sums"):
+        if (path / HEADER).read_text() != header.to_json():  # the same settings, but not the very bytes
+            write_text(path / HEADER, header.to_json())
+        zoo.remove_leftovers()
+        return zoo
+
+    def remove_leftovers(self) -> None:
+        """Remove the half-written files of killed processes; nobody may be writing."""
+        writers = (self.checkpoints_path, self.runs_path, self.sums_path)
+        for folder in (self.path, *(path(0).parent for path in writers)):
             for written in (HEADER, "part-*"):  # and nothing else: the folder may hold more than the zoo
                 for leftover in folder.glob(f"{TEMPORARY}{written}-{'[0-9a-f]' * 32}"):
                     leftover.unlink(missing_ok=True)
-        return zoo
 
     def checkpoints_path(self, unit: int) -> Path:
         folder = self.header.task.replace(":", ".")

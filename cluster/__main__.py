@@ -8,8 +8,12 @@ from .runtime import prepare_environment
 
 def main() -> None:
     """Look for the address before the real parser runs, since Ray reads its environment at import."""
-    flags = [arg.partition("=")[0] for arg in sys.argv]
-    prepare_environment("given" if "--address" in flags else os.environ.get("RAY_ADDRESS") or None)
+    address = os.environ.get("RAY_ADDRESS") or None
+    for arg, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        flag, equals, value = arg.partition("=")
+        if flag == "--address":
+            address = (value if equals else following) or None
+    prepare_environment(None if address == "None" else address)
     from .cli import run  # noqa: PLC0415
 
     sys.exit(run(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import io
 import json
 import logging
@@ -10,154 +11,47 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.exceptions
 import tyro
-from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.console import Console
 from rich.table import Table
 
-from ckpt_factory.files import check_writable, write_text
-from ckpt_factory.zoo import Zoo
-
-from . import demo, evaluate, factory, info, prompt, report, train, verify
+from .command import Command
 from .progress import say
 from .runtime import AddressConfig, RayConfig, ray_session
 
-Outcome = tuple[dict[str, Any], Path, int]
-"""What goes into result.json, the folder it goes into, and the exit status."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One verb: its options are the fields of `config`, its presets functions that return such a config."""
-
-    help: str
-    config: type[Any]
-    run: Callable[[Any], Outcome]
-    presets: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
-    starts_ray: bool = True
-    """Whether it needs Ray; the others read files, and do so on a cluster if they are given its address."""
-    examples: str = ""
-
-
-def _make(config: factory.FactoryConfig) -> Outcome:
-    made = factory.CheckpointFactory(config).fit()
-    if made.error:
-        say(made.error, label="incomplete", style="red")
-    return made.metrics | {"error": made.error}, made.path, 1 if made.error else 0
-
-
-def _verify(config: verify.VerifyConfig) -> Outcome:
-    Zoo.open(config.zoo)
-    check_writable(config.out or config.zoo / "verify")
-    found, result = verify.verify(config)
-    for problem in found.problems:
-        say(problem, label="damaged", style="red")
-    if found.missing_units:
-        say(
-            f"unfinished: {len(found.missing_units)} shards are missing; `theta make` with the same "
-            "settings resumes"
-        )
-    elif found.damaged_units:
-        say("`theta make --repair` with the zoo's own settings makes damaged shards anew")
-    return result, config.out or config.zoo / "verify", 0 if found.ok else 2
-
-
-def _train(config: train.GeneratorConfig) -> Outcome:
-    return train.fit(config), config.out, 0
-
-
-def _prompt(config: prompt.PromptConfig) -> Outcome:
-    rows, result = prompt.prompt(config)
-    column = result["prompted_column"]
-    shown = ["prompt", f"start_{column}", column, *(name for name in rows[0] if name.startswith("test_"))]
-    table = Table("network", *(name.replace("_", " ") for name in shown))
-    for row in rows:
-        table.add_row(row["file"].removesuffix(".safetensors"), *(f"{row[name]:.4f}" for name in shown))
-    Console().print(table)
-    return result, config.out, 0
-
-
-def _evaluate(config: evaluate.EvaluateConfig) -> Outcome:
-    return evaluate.evaluate(config), config.out, 0
-
-
-def _report(config: report.ReportConfig) -> Outcome:
-    return report.report(config), config.out, 0
-
-
-def _info(config: info.InfoConfig) -> Outcome:
-    Zoo.open(config.zoo)
-    check_writable(config.out or config.zoo / "info")
-    return info.info(config), config.out or config.zoo / "info", 0
-
-
-def _demo(config: demo.DemoConfig) -> Outcome:
-    return demo.demo(config), config.out, 0
-
-
-COMMANDS = {
-    "demo": Command(
+VERBS = {
+    "demo": (
+        "demo",
         "The whole job on scikit-learn's digits: zoo, generator, evaluation, report. Minutes on a laptop.",
-        demo.DemoConfig,
-        _demo,
-        presets=demo.PRESETS,
-        examples="theta demo\ntheta demo --preset smoke --out /tmp/smoke",
     ),
-    "make": Command(
-        "Make a zoo: train networks by the thousand in Ray actors and write their checkpoints as Parquet "
-        "shards.",
-        factory.FactoryConfig,
-        _make,
-        presets=factory.PRESETS,
-        examples="theta make --preset digits --out zoo\n"
-        "theta make --preset mnist --data-root data --out zoo-mnist --address auto",
+    "make": (
+        "factory",
+        "Make a zoo: train networks by the thousand in Ray actors, write checkpoints as Parquet shards.",
     ),
-    "verify": Command(
+    "verify": (
+        "verify",
         "Check a zoo: checksums of every file, counts, finiteness, duplicates, metrics measured again.",
-        verify.VerifyConfig,
-        _verify,
-        examples="theta verify --zoo zoo",
     ),
-    "info": Command(
-        "Say what is in a zoo.", info.InfoConfig, _info, starts_ray=False, examples="theta info --zoo zoo"
+    "info": ("info", "Say what is in a zoo."),
+    "train": (
+        "train",
+        "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
     ),
-    "train": Command(
-        "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, it goes on with the same "
-        "command.",
-        train.GeneratorConfig,
-        _train,
-        presets=train.PRESETS,
-        examples="theta train --preset digits --zoo zoo --out generator",
+    "prompt": (
+        "prompt",
+        "Make networks: one update from fresh initialisations or your network, for the metric you want.",
     ),
-    "prompt": Command(
-        "Make networks: one update from fresh initialisations or your own network, for the metric you ask "
-        "for.",
-        prompt.PromptConfig,
-        _prompt,
-        examples="theta prompt --generator generator --prompts 0.1 0.5 1.0\n"
-        "theta prompt --generator generator --start mine.safetensors --prompts 0.1 --updates 3",
-    ),
-    "evaluate": Command(
+    "evaluate": (
+        "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
-        evaluate.EvaluateConfig,
-        _evaluate,
-        examples="theta evaluate --generator generator --zoo zoo --out evaluation",
     ),
-    "report": Command(
-        "Write one self-contained HTML report of zoo, generator and evaluation.",
-        report.ReportConfig,
-        _report,
-        starts_ray=False,
-        examples="theta report --zoo zoo --generator generator --evaluation evaluation --out report",
-    ),
+    "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
 }
+"""Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -173,13 +67,9 @@ def run(args: Sequence[str]) -> int:
         return 0
     name, *rest = args
     try:
-        if name not in COMMANDS:
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"unknown command {name!r}; {hint}expected one of {', '.join(COMMANDS)}")
-        return _run_command(name, COMMANDS[name], rest)
-    except (ValueError, OSError, ray.exceptions.RayError, TrainingFailedError) as error:
-        if debug:
+        return _run_command(name, command_of(name), rest)
+    except Exception as error:
+        if debug or not _is_expected(error):
             raise
         cause = getattr(error, "cause", None) or error  # what a remote call raised, without its traceback
         sys.stderr.write(f"theta {name}: {' '.join(str(cause).split())[:600]}\n")
@@ -189,17 +79,40 @@ def run(args: Sequence[str]) -> int:
         return 130
 
 
+def command_of(name: str) -> Command:
+    """The command of a verb.
+
+    Raises:
+        ValueError: there is no such verb.
+    """
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown command {name!r}; {hint}expected one of {', '.join(VERBS)}")
+    return importlib.import_module(f"{__package__}.{VERBS[name][0]}").COMMAND
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is about what was given or about the cluster, not about this program."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("ray.")
+
+
 def _run_command(name: str, command: Command, args: list[str]) -> int:
     config, where = _parse(name, command, args)
     config, started = _absolute(config), time.monotonic()
+    command.check(config)
     if isinstance(where, RayConfig):
         with ray_session(where):
             result, out, status = command.run(config)
     elif where.address or os.environ.get("RAY_ADDRESS"):
         with ray_session(RayConfig(address=where.address)):
+            import ray  # noqa: PLC0415  after its environment
+
             result, out, status = ray.get(ray.remote(command.run).remote(config))
     else:
         result, out, status = command.run(config)
+    from ckpt_factory.files import check_writable, write_text  # noqa: PLC0415  with torch: not for an overview
+
     result.setdefault("wall_s", time.monotonic() - started)
     check_writable(out)
     write_text(
@@ -207,7 +120,7 @@ def _run_command(name: str, command: Command, args: list[str]) -> int:
     )
     table = Table("result", "value", title=f"theta {name}")
     for key, value in result.items():
-        if not isinstance(value, list | dict):
+        if value is not None and not isinstance(value, list | dict):
             table.add_row(
                 key,
                 f"{value:,.4g}"
@@ -227,7 +140,7 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
     default = command.presets[preset]() if preset else command.config()
     where = RayConfig if command.starts_ray else AddressConfig
     options = dataclasses.make_dataclass("Options", [("config", command.config), ("ray", where)])
-    description = command.help
+    description = VERBS[name][1]
     if command.presets:
         presets = "\n".join(
             f"  --preset {key}: {(make.__doc__ or '').strip()}" for key, make in command.presets.items()
@@ -301,8 +214,8 @@ def _overview() -> Table:
     table = Table(
         "theta", "Networks made, not trained: checkpoint zoos, and generators that learn from them.", box=None
     )
-    for name, command in COMMANDS.items():
-        table.add_row(name, command.help)
+    for name, (_, help_text) in VERBS.items():
+        table.add_row(name, help_text)
     table.add_row(
         "", "`theta COMMAND --help` shows its options, presets and examples; --debug shows tracebacks."
     )

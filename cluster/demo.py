@@ -12,6 +12,7 @@ import ray
 from ckpt_factory.files import check_writable, write_text
 
 from . import evaluate, factory, report, train
+from .command import Command
 from .progress import say
 
 
@@ -83,3 +84,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         | {name: value for name, value in evaluated.items() if name != "wall_s"}
         | {"report": written["report"], "wall_s": time.monotonic() - started}
     )
+
+
+COMMAND = Command(
+    DemoConfig,
+    lambda config: (demo(config), config.out, 0),
+    presets=PRESETS,
+    check=lambda config: check_writable(config.out),
+    examples="theta demo\ntheta demo --preset smoke --out /tmp/smoke",
+)

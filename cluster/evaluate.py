@@ -25,6 +25,7 @@ from generator.evaluate import (
 )
 from generator.prompt import check_prompts
 
+from .command import Command
 from .progress import ProgressBar, say
 
 ARRAYS = "evaluation.safetensors"
@@ -164,3 +165,18 @@ def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
             "be among its "
             "training runs; give the zoo it was trained on"
         )
+
+
+def _check(config: EvaluateConfig) -> None:
+    check_writable(config.out)
+    zoo = Zoo.open(config.zoo)
+    check_belongs(WeightGenerator.load(config.generator), zoo)
+    make(zoo.header.task, data_root=config.data_root)
+
+
+COMMAND = Command(
+    EvaluateConfig,
+    lambda config: (evaluate(config), config.out, 0),
+    check=_check,
+    examples="theta evaluate --generator generator --zoo zoo --out evaluation",
+)

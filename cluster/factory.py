@@ -18,6 +18,7 @@ from ckpt_factory.schema import DTYPES
 from ckpt_factory.verify import sums_problems
 from ckpt_factory.zoo import Zoo, ZooHeader
 
+from .command import Command, Outcome
 from .progress import ProgressBar, say
 from .units import ATTEMPTS, run_units
 
@@ -94,6 +95,17 @@ class FactoryActor:
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
 
 
+def begin(config: FactoryConfig) -> tuple[Zoo, Task]:
+    """Begin a zoo or find it begun; what a stack would refuse is refused here, before anything is written."""
+    check_writable(config.out)
+    task = make(config.task, data_root=config.data_root)
+    header = ZooHeader.of_task(
+        task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
+    )
+    task.sampler(config.plan.order_rngs(header.unit_runs(0)), config.plan.batch_size)
+    return Zoo.create(config.out, header), task
+
+
 class CheckpointFactory:
     """Makes a zoo on the connected Ray cluster: `CheckpointFactory(config).fit()`.
 
@@ -108,22 +120,16 @@ class CheckpointFactory:
         self.num_actors = num_actors
 
     def fit(self) -> ZooResult:
-        config, started = self.config, time.monotonic()
-        check_writable(config.out)
-        task = make(config.task, data_root=config.data_root)
-        header = ZooHeader.of_task(
-            task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
-        )
-        # What a stack would refuse is refused here, before anything is begun.
-        task.sampler(config.plan.order_rngs(header.unit_runs(0)), config.plan.batch_size)
-        zoo = Zoo.create(config.out, header)
-        if config.repair:
+        started = time.monotonic()
+        zoo, task = begin(self.config)
+        if self.config.repair:
             _discard_damaged(zoo)
         done = zoo.finished_units()
-        todo = [unit for unit in range(header.num_units) if unit not in set(done)]
+        todo = [unit for unit in range(zoo.header.num_units) if unit not in set(done)]
         if done:
-            say(f"resuming {zoo.path}: {len(done)} of {header.num_units} shards are there already")
+            say(f"resuming {zoo.path}: {len(done)} of {zoo.header.num_units} shards are there already")
         reports, failed = self._make(zoo, task, todo) if todo else ([], {})
+        zoo.remove_leftovers()  # of actors that were killed
         metrics = _metrics(zoo, reports, time.monotonic() - started)
         write_text(zoo.path / "README.md", zoo_card(zoo))
         error = "; ".join(f"shard {unit} set aside: {why}" for unit, why in sorted(failed.items())) or None
@@ -182,3 +188,20 @@ def _discard_damaged(zoo: Zoo) -> None:
 def _reason(error: RayError) -> str:
     cause = getattr(error, "cause", None) or error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+
+
+def _run(config: FactoryConfig) -> Outcome:
+    made = CheckpointFactory(config).fit()
+    if made.error:
+        say(made.error, label="incomplete", style="red")
+    return made.metrics | {"error": made.error}, made.path, 1 if made.error else 0
+
+
+COMMAND = Command(
+    FactoryConfig,
+    _run,
+    presets=PRESETS,
+    check=begin,
+    examples="theta make --preset digits --out zoo\n"
+    "theta make --preset mnist --data-root data --out zoo-mnist --address auto",
+)

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_factory.card import zoo_summary
+from ckpt_factory.card import span, zoo_summary
+from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
+
+from .command import Command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +17,8 @@ class InfoConfig:
 
     zoo: Path = Path("zoo")
     """The zoo."""
-    out: Path | None = None
-    """Folder for result.json; default info/ inside the zoo."""
+    out: Path = Path("info")
+    """Folder for result.json."""
 
 
 def info(config: InfoConfig) -> dict[str, Any]:
@@ -27,10 +30,20 @@ def info(config: InfoConfig) -> dict[str, Any]:
     recipe = {
         name: getattr(plan, name) for name in ("num_steps", "batch_size", "group_size", "seed", "schedule")
     }
-    ranges = {
-        name: "{:g} to {:g}".format(*getattr(plan, name)) for name in ("lr", "weight_decay", "init_scale")
-    }
-    metrics = {
-        f"final_{name}": f"{v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f}" for name, v in finals.items()
-    }
+    ranges = {name: span(*getattr(plan, name)) for name in ("lr", "weight_decay", "init_scale")}
+    metrics = {f"final_{name}_{key}": value for name, v in finals.items() for key, value in v.items()}
     return summary | recipe | ranges | metrics
+
+
+def _check(config: InfoConfig) -> None:
+    Zoo.open(config.zoo)
+    check_writable(config.out)
+
+
+COMMAND = Command(
+    InfoConfig,
+    lambda config: (info(config), config.out, 0),
+    check=_check,
+    starts_ray=False,
+    examples="theta info --zoo zoo",
+)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import ray
 import torch
+from rich.console import Console
+from rich.table import Column, Table
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
@@ -13,6 +15,7 @@ from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
 
+from .command import Command, Outcome
 from .progress import say
 
 
@@ -105,3 +108,31 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "mean_absolute_gap": float(gap.mean()),
         f"mean_{column}_after_each_update": curve,
     }
+
+
+def _run(config: PromptConfig) -> Outcome:
+    rows, result = prompt(config)
+    column = result["prompted_column"]
+    shown = ["prompt", f"start_{column}", column, *(name for name in rows[0] if name.startswith("test_"))]
+    table = Table(Column("network", no_wrap=True), *(name.replace("_", " ") for name in shown))
+    for row in rows:
+        table.add_row(row["file"].removesuffix(".safetensors"), *(f"{row[name]:.4f}" for name in shown))
+    Console().print(table)
+    return result, config.out, 0
+
+
+def _check(config: PromptConfig) -> None:
+    generator = WeightGenerator.load(config.generator)
+    if config.start is not None:
+        load_network(config.start, generator.coordinates.spec)
+    make(generator.origin.task, data_root=config.data_root)
+    check_writable(config.out)
+
+
+COMMAND = Command(
+    PromptConfig,
+    _run,
+    check=_check,
+    examples="theta prompt --generator generator --prompts 0.1 0.5 1.0\n"
+    "theta prompt --generator generator --start mine.safetensors --prompts 0.1 --updates 3",
+)

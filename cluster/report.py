@@ -12,6 +12,7 @@ from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.report import render_report
 
+from .command import Command
 from .evaluate import ARRAYS, check_belongs
 from .progress import say
 from .train import LOG, read_log
@@ -56,3 +57,11 @@ def report(config: ReportConfig) -> dict[str, Any]:
     write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG)))
     say(f"report: {path.absolute()}")
     return {"report": str(path), "prompt_alignment": result["prompt_alignment"]}
+
+
+COMMAND = Command(
+    ReportConfig,
+    lambda config: (report(config), config.out, 0),
+    starts_ray=False,
+    examples="theta report --zoo zoo --generator generator --evaluation evaluation --out report",
+)

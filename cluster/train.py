@@ -29,6 +29,7 @@ from generator.evaluate import training_checkpoints
 from generator.pairs import Reservoir, Runs, WindowFeed
 from generator.train import TrainConfig, faster_precision, train
 
+from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
 from .progress import ProgressBar, say
 
@@ -159,7 +160,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     """What every training worker runs."""
     torch.set_num_threads(1)
     config = TrainConfig(**loop_config["training"] | {"model": DiTConfig(**loop_config["training"]["model"])})
-    generator = WeightGenerator.from_parts(*loop_config["parts"])
+    generator = WeightGenerator.from_parts(*loop_config["parts"], seed=config.seed)
     rank = ray.train.get_context().get_world_rank()
     num_runs, capacity = loop_config["num_runs"][rank], loop_config["capacity_runs"]
     epochs = 1 if num_runs <= capacity else None  # what fits into memory is read once
@@ -167,11 +168,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     feed = WindowFeed(runs, num_runs, capacity_runs=capacity)
     state = last_state()
     feed.begin(state["step"] if state else 0)
-    untrained = WeightGenerator.untrained(
-        generator.origin, generator.coordinates, generator.scaling, config.model, config.seed
-    )
     train(
-        untrained.model,
+        generator.model,
         feed.draw,
         generator.scaling,
         config,
@@ -229,6 +227,20 @@ def read_log(path: Path) -> list[dict[str, float | int]]:
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
 
 
+def check(config: GeneratorConfig) -> Zoo:
+    """The zoo to train on, if it can be.
+
+    Raises:
+        ValueError: no zoo, an empty one, no images for its task, or `out` cannot be written.
+    """
+    zoo = Zoo.open(config.zoo)
+    check_writable(config.out)
+    if not zoo.finished_units():
+        raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
+    make(zoo.header.task, data_root=config.data_root)
+    return zoo
+
+
 def fit(config: GeneratorConfig) -> dict[str, Any]:
     """Train a generator on the connected cluster, or go on where a killed training stopped; returns its
     metrics.
@@ -236,10 +248,7 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     Raises:
         ValueError: `config.out` holds another training, or the zoo cannot be trained on.
     """
-    zoo = Zoo.open(config.zoo)
-    check_writable(config.out)
-    if not zoo.finished_units():
-        raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
+    zoo = check(config)
     missing = zoo.header.num_units - len(zoo.finished_units())
     if missing:
         say(f"zoo {zoo.path} lacks {missing} of its {zoo.header.num_units} shards: training on the others")
@@ -351,3 +360,12 @@ def _progress(log: Path) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
+
+
+COMMAND = Command(
+    GeneratorConfig,
+    lambda config: (fit(config), config.out, 0),
+    presets=PRESETS,
+    check=check,
+    examples="theta train --preset digits --zoo zoo --out generator",
+)

@@ -8,10 +8,12 @@ import ray
 import torch
 
 from ckpt_factory import make
+from ckpt_factory.files import check_writable
 from ckpt_factory.verify import Verification, merge, verify_unit
 from ckpt_factory.zoo import Zoo
 
-from .progress import ProgressBar
+from .command import Command, Outcome
+from .progress import ProgressBar, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class VerifyConfig:
     """Where the task's images are, as for `theta make`."""
     sample: int = 256
     """Checkpoints, spread over all shards, whose metrics are measured again; 0 measures none."""
-    out: Path | None = None
-    """Folder for result.json; default verify/ inside the zoo."""
+    out: Path = Path("verification")
+    """Folder for result.json."""
 
     def __post_init__(self) -> None:
         if self.sample < 0:
@@ -61,3 +63,26 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
     result = asdict(found) | {"units": len(found.units), "ok": found.ok}
     del result["last_networks"]
     return found, result
+
+
+def _run(config: VerifyConfig) -> Outcome:
+    found, result = verify(config)
+    for problem in found.problems:
+        say(problem, label="damaged", style="red")
+    if found.missing_units:
+        say(
+            f"unfinished: {len(found.missing_units)} shards are missing; `theta make` with the same "
+            "settings resumes"
+        )
+    if found.damaged_units:
+        say("`theta make --repair` with the zoo's own settings makes damaged shards anew")
+    return result, config.out, 0 if found.ok else 2
+
+
+def _check(config: VerifyConfig) -> None:
+    zoo = Zoo.open(config.zoo)
+    check_writable(config.out)
+    make(zoo.header.task, data_root=config.data_root)
+
+
+COMMAND = Command(VerifyConfig, _run, check=_check, examples="theta verify --zoo zoo --out verification")

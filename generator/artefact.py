@@ -39,6 +39,8 @@ class Origin:
     """Of the zoo's header."""
     num_training_runs: int
     """Runs with a smaller id were trained on; the others are held out."""
+    inputs: str = ""
+    """How a network's input is made from raw data."""
 
     @classmethod
     def of_zoo(cls, zoo: Zoo, num_training_runs: int) -> "Origin":
@@ -48,6 +50,7 @@ class Origin:
             objective=zoo.header.objective,
             zoo_sha256=sha256(zoo.path / HEADER),
             num_training_runs=num_training_runs,
+            inputs=zoo.header.inputs,
         )
 
 
@@ -84,7 +87,7 @@ class WeightGenerator:
         self,
         theta: Float[Tensor, "K D"],
         metric: Float[Tensor, " K"],
-        prompt: Float[Tensor, " K"],
+        prompt: Float[Tensor, " K"] | float,
         *,
         rng: torch.Generator,
         steps: int = 10,
@@ -95,13 +98,22 @@ class WeightGenerator:
         Args:
             theta: start networks.
             metric: the metric each of them has on the validation split.
-            prompt: the metric each updated network shall have.
+            prompt: the metric each updated network shall have, or one for all.
             rng: of the sampling noise.
             steps: sampling steps, evaluations of the model.
             sampler: "ddim" or "ddpm".
+
+        Raises:
+            ValueError: another sampler, or networks, metrics and prompts that do not fit together.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
+        if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
+            raise ValueError(
+                f"theta is {tuple(theta.shape)} and metric {tuple(metric.shape)}; expected "
+                f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
+            )
         z = self.coordinates.encode(theta)
         start = self.scaling.start(z)
         metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
@@ -130,8 +142,10 @@ class WeightGenerator:
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
-    def from_parts(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "WeightGenerator":
-        """A generator with a new model."""
+    def from_parts(
+        cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], *, seed: int = 0
+    ) -> "WeightGenerator":
+        """A generator with a new model, initialised from the seed."""
         spec = ParamSpec.from_json(json.dumps(fields["spec"]))
         symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
         prefix = "coordinates/"
@@ -147,7 +161,7 @@ class WeightGenerator:
             metric_moments=(mean, std, log_mean, log_std),
         )
         return cls.untrained(
-            Origin(**fields["origin"]), coordinates, scaling, DiTConfig(**fields["model"]), seed=0
+            Origin(**fields["origin"]), coordinates, scaling, DiTConfig(**fields["model"]), seed
         )
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
@@ -158,7 +172,9 @@ class WeightGenerator:
             with atomic_path(folder / name) as temporary:
                 safetensors.torch.save_file(content, temporary)
         write_text(folder / "README.md", card)
-        write_text(folder / CONFIG, json.dumps(fields | {"training": training}, indent=2) + "\n")
+        sums = {name: sha256(folder / name) for name in (MODEL, NORMALIZATION)}
+        fields |= {"sha256": sums, "training": training}
+        write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "WeightGenerator":
@@ -169,15 +185,19 @@ class WeightGenerator:
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
-            raise ValueError(
-                f"no generator in {folder} (it has no {CONFIG}); make one with `theta train --out {folder}`"
-            )
+            cure = f"make one with `theta train --out {folder}`"
+            if (folder / HEADER).is_file():
+                cure = "that is a zoo: give the generator trained on it"
+            raise ValueError(f"no generator in {folder} (it has no {CONFIG}); {cure}")
         try:
             fields = json.loads((folder / CONFIG).read_text())
             if fields["format_version"] != FORMAT_VERSION:
                 raise ValueError(
                     f"format version {fields['format_version']}, this thetaforge reads {FORMAT_VERSION}"
                 )
+            for name, expected in fields["sha256"].items():
+                if sha256(folder / name) != expected:
+                    raise ValueError(f"the sha256 of {name} is not the one in {CONFIG}")
             generator = cls.from_parts(fields, safetensors.torch.load_file(folder / NORMALIZATION))
             generator.model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:

@@ -20,6 +20,7 @@ Given a network, its {origin.prompted} and a prompted one, it makes the updated 
 | | |
 |---|---|
 | task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
+| input | {origin.inputs or "as the task gives it"} |
 | metric | {origin.prompted}, {origin.objective}; \
 seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
 | model | WeightDiT, width {config.width}, depth {config.depth}, {training["parameters"]:,} parameters |

@@ -45,6 +45,8 @@ class Task(ABC):
     """What `evaluate` measures."""
     prompt_start: ClassVar[float] = 0.9
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
+    inputs: str = ""
+    """How a network's input is made from raw data, for the cards of zoos and generators."""
 
     @abstractmethod
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:

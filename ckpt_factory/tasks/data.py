@@ -1,5 +1,6 @@
 """Labelled images for tasks: scikit-learn's digits, or MNIST from torchvision or from Parquet files."""
 
+import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ def digits(data_root: Path | None = None) -> ImageData:
     )
 
 
+@functools.lru_cache(maxsize=1)  # decoding takes seconds
 def mnist(data_root: Path | None) -> ImageData:
     """MNIST as 50,000 train, the last 10,000 of the training file validation, 10,000 test.
 
@@ -69,9 +71,8 @@ Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 def _load_mnist(data_root: Path | None) -> tuple[Split, Split]:
     if data_root is None:
         raise ValueError(
-            "MNIST needs --data-root: a folder with train.parquet and test.parquet in the Hugging Face "
-            "layout, "
-            "or a folder that torchvision may download MNIST into"
+            "MNIST needs --data-root (data_root= in Python): a folder with train.parquet and test.parquet in "
+            "the Hugging Face layout, or a folder that torchvision may download MNIST into"
         )
     for folder in (data_root, data_root / "mnist"):
         if (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():

@@ -27,6 +27,7 @@ class MLPClassifier(Task):
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         self.data = data
         self.sizes = sizes
+        self.inputs = f"(pixels / {data.full_scale:g} - {data.mean:g}) / {data.std:g}, flattened row by row"
         net = MLP(sizes)
         self.spec = ParamSpec.of_module(net)
         self.symmetry = Symmetry(self.spec, net.axes_to_perm())
@@ -92,9 +93,10 @@ class MLPClassifier(Task):
             x, y = self._gather(split, part.unsqueeze(0).to(theta.device))
             logits = self._forward(params, x)[-1]  # (K, C, B)
             labels = _per_run(y, len(theta))
-            right = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-            loss += (logits.logsumexp(1) - right).sum(-1)
-            wrong += (~(logits.amax(1) <= right)).sum(-1)  # written so that NaN is wrong
+            right = logits.gather(1, labels.unsqueeze(1))
+            loss += (logits.logsumexp(1) - right.squeeze(1)).sum(-1)
+            # Right is only what beats all others: neither NaN nor a tie, or a network of zeros had no error.
+            wrong += ((logits >= right).sum(1) != 1).sum(-1)
         return {"loss": loss / num_images, "error": wrong / num_images}
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:

@@ -110,7 +110,7 @@ def test_one_flipped_bit_anywhere_is_found(zoo: Zoo, task: Task, pattern: str) -
             path.write_bytes(bytes(damaged))
             problems = problems_of(zoo.path, task)
             assert problems, f"bit {bit} of byte {position} of {path.name}"
-            assert not any("\n" in problem for problem in problems)
+            assert not any("\n" in problem for problem in problems), problems
     path.write_bytes(content)
     assert verify(zoo.path, task).ok
 
@@ -124,6 +124,17 @@ def test_a_flipped_bit_names_the_file_and_the_unit(zoo: Zoo, task: Task) -> None
     assert found.damaged_units == [1]
     assert len(found.problems) == 1
     assert path.relative_to(zoo.path).as_posix() in found.problems[0]
+
+
+def test_a_damaged_header_is_no_reason_to_make_shards_anew(zoo: Zoo, task: Task) -> None:
+    text = (zoo.path / "zoo.json").read_text()
+    (zoo.path / "zoo.json").write_text(text + " ")
+    found = verify(zoo.path, task)
+    assert found.damaged_units == []
+    assert len(found.problems) == 1
+    assert "restore it" in found.problems[0]
+    Zoo.create(zoo.path, zoo.header)  # what `theta make` with the same settings does
+    assert (zoo.path / "zoo.json").read_text() == text
 
 
 @pytest.mark.parametrize("covered_up", [False, True])

@@ -49,6 +49,10 @@ def test_a_network_of_nan_gets_everything_wrong(digits: MLPClassifier) -> None:
     assert metrics["loss"].isnan()
 
 
+def test_a_tie_is_an_error(digits: MLPClassifier) -> None:
+    assert digits.evaluate(torch.zeros(2, digits.spec.D), "test")["error"].tolist() == [1.0, 1.0]
+
+
 def test_init_has_the_bounds_of_torch_linear(digits: MLPClassifier) -> None:
     theta = digits.init([seeded(0, k) for k in range(50)])
     for name, values in digits.spec.unflatten(theta).items():

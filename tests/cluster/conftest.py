@@ -15,7 +15,7 @@ TRAINING = TrainConfig(
     steps=240,
     batch_size=32,
     warmup_steps=10,
-    report_every=10,
+    report_every=20,
     checkpoint_every=40,
     precision="float32",
 )

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import HEADER, Zoo
-from cluster.cli import COMMANDS, run
+from cluster.cli import VERBS, command_of, run
 from generator.artefact import CONFIG, WeightGenerator
 
 from ..conftest import plain_mlp
@@ -42,15 +44,23 @@ def generator_folder(trained: Path) -> Path:
     return trained
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", VERBS)
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "Examples:" in text
-    for preset in COMMANDS[command].presets:
+    for preset in command_of(command).presets:
         assert f"--preset {preset}" in text
+
+
+def test_the_overview_costs_no_import_of_torch_or_ray() -> None:
+    code = "import sys; from cluster.cli import run; run([]); print({'ray', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    for verb in VERBS:
+        assert verb in done.stdout
 
 
 def test_unknown_command_and_task_get_a_suggestion(
@@ -92,7 +102,10 @@ def test_malformed_values_for_make(
 def test_missing_foreign_or_damaged_zoo(
     refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
 ) -> None:
-    assert "no zoo at" in refused("train", "--zoo", tmp_path / "nothing", "--out", tmp_path / "g")
+    assert "make one with" in refused("train", "--zoo", tmp_path / "nothing", "--out", tmp_path / "g")
+    swapped = ["--zoo", generator_folder, "--generator", digits_zoo.path, "--out", tmp_path / "e"]
+    assert "give the zoo's own folder" in refused("evaluate", *swapped)
+    assert "that is a zoo" in refused("prompt", "--generator", digits_zoo.path)
     zoo = tmp_path / "zoo"
     shutil.copytree(digits_zoo.path, zoo)
     header = json.loads((zoo / HEADER).read_text())
@@ -111,8 +124,8 @@ def test_missing_foreign_or_damaged_zoo(
     assert f"{shard} is damaged" in refused(
         "train", "--preset", "smoke", "--zoo", zoo, "--out", tmp_path / "g"
     )
-    assert run(["verify", "--zoo", str(zoo)]) == 2
-    result = json.loads((zoo / "verify" / "result.json").read_text())
+    assert run(["verify", "--zoo", str(zoo), "--out", str(tmp_path / "v")]) == 2
+    result = json.loads((tmp_path / "v" / "result.json").read_text())
     assert result["damaged_units"] == [0]
     assert result["ok"] is False
 

@@ -1,6 +1,7 @@
 """The Ray that `theta` starts, loopback only and with a token; and clusters that it connects to."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,13 @@ def test_address_without_a_cluster_is_one_clear_line_at_once(monkeypatch: pytest
         ray_session(RayConfig(address="127.0.0.1:1")).__enter__()
     with pytest.raises(ValueError, match='expected "host:port"'):
         ray_session(RayConfig(address="nonsense")).__enter__()
+
+
+def test_address_of_something_else_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ValueError, match="something answers there that is not Ray"):
+            ray_session(RayConfig(address=address)).__enter__()
 
 
 SEVERAL_NODES = """

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import safetensors.torch
 import torch
@@ -123,6 +124,21 @@ def test_an_update_depends_on_metric_prompt_and_noise(generator: WeightGenerator
     assert not torch.equal(made(), made(prompt=torch.tensor([1.5])))
     assert not torch.equal(made(), made(metric=torch.tensor([1.0])))
     assert not torch.equal(made(), made(seed=1))
+
+
+def test_a_prompt_may_be_one_number_for_all(generator: WeightGenerator, digits: Task) -> None:
+    theta, metric = digits.init([seeded(0, k) for k in range(3)]), torch.full((3,), 2.3)
+    one = generator.update(theta, metric, 0.5, rng=seeded(1))
+    assert torch.equal(one, generator.update(theta, metric, torch.full((3,), 0.5), rng=seeded(1)))
+
+
+def test_a_single_network_without_its_axis_is_refused(
+    generator: WeightGenerator, digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside of the tests
+    theta = digits.init([seeded(0)]).squeeze(0)
+    with pytest.raises(ValueError, match=r"expected \(K, 1210\) and \(K,\), a single network as theta"):
+        generator.update(theta, torch.full((1,), 2.3), 0.5, rng=seeded(1))
 
 
 def test_unknown_samplers_are_refused(generator: WeightGenerator, digits: Task) -> None:
