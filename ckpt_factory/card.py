@@ -1,9 +1,12 @@
 """The card written beside a zoo: what is in it, how it was made, how to read it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .header import Imported
+from .plan import RunPlan
 from .zoo import Zoo
 
 
@@ -22,11 +25,10 @@ def zoo_summary(zoo: Zoo) -> dict[str, Any]:
         "planned_runs": h.num_runs,
         "shards": len(units),
         "planned_shards": h.num_units,
-        "checkpoints": len(runs) * len(h.plan.steps()),
+        "checkpoints": len(runs) * h.plan.num_checkpoints,
         "bytes": sum(zoo.checkpoints_path(unit).stat().st_size for unit in units),
         "diverged_runs": int((status == "diverged").sum()),
         "dtype": h.dtype,
-        "steps": h.plan.steps(),
         "final": {
             name: {"median": float(np.median(v)), "min": float(v.min()), "max": float(v.max())}
             for name, v in finals.items()
@@ -39,18 +41,53 @@ def span(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
+    """A recipe in words, for the card, `theta info` and the report."""
+    if isinstance(plan, Imported):
+        return {"source": f"imported from {plan.source}", "checkpoints": f"{plan.num_checkpoints} a run"}
+    order = "every run has a batch order of its own"
+    if plan.group_size > 1:
+        order = f"each {plan.group_size} runs in sequence share their batch order (order_id)"
+    every = f", changed every {plan.schedule_every} steps" if plan.schedule_every > 1 else ""
+    facts = {
+        "optimizer": f"{_any(plan.optimizer)}, momentum {span(*plan.momentum)}",
+        "steps": f"{plan.num_steps:,} of batch {_any(plan.batch_size)}; {order}",
+        "learning rate": f"{span(*plan.lr)} as of SGD, {plan.schedule}{every}",
+        "weight decay": f"{span(*plan.weight_decay)} as of SGD",
+        "initialisation": f"{_any(plan.init)}, scale {span(*plan.init_scale)}, seed {plan.seed}",
+        "checkpoints": f"{plan.num_checkpoints} a run, {SPACING[plan.spacing]}",
+        "precision": plan.precision,
+    }
+    loss = _any(plan.loss) + (f" with gamma {span(*plan.gamma)}" if "tailr" in plan.loss else "")
+    shown = {
+        "loss": (loss, plan.loss != ("cross-entropy",)),
+        "label noise": (span(*plan.label_noise), any(plan.label_noise)),
+        "share of the data": (span(*plan.data_fraction), plan.data_fraction != (1.0, 1.0)),
+    }
+    return facts | {name: text for name, (text, differs) in shown.items() if differs}
+
+
+SPACING = {
+    "log": "at log-spaced steps",
+    "uniform": "at evenly spaced steps",
+    "random": "at steps drawn for each run",
+    "metric": "those that cover the run's range of the metric most evenly",
+}
+
+
+def _any(choices: Sequence[object]) -> str:
+    return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"
+
+
 def zoo_card(zoo: Zoo) -> str:
     """README.md of a zoo."""
     if not zoo.finished_units():
         return f"# Checkpoint zoo of {zoo.header.task}\n\nNo shard is finished yet.\n"
     h, s = zoo.header, zoo_summary(zoo)
-    p = h.plan
     finals = "\n".join(
         f"| {name} | {v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f} |" for name, v in s["final"].items()
     )
-    order = "Every run has a batch order of its own."
-    if p.group_size > 1:
-        order = f"Each {p.group_size} runs in sequence share their batch order (`order_id`)."
+    recipe = "\n".join(f"- {name}: {value}" for name, value in recipe_facts(h.plan).items())
     params = "\n".join(
         f"| {name} | {list(shape)} | {part.start} | {part.stop} |" for name, part, shape in h.spec.slices()
     )
@@ -60,10 +97,7 @@ def zoo_card(zoo: Zoo) -> str:
 {s["diverged_runs"]} diverged runs (kept, `status` says which). {s["shards"]} of {s["planned_shards"]} shards.
 
 ## Recipe
-SGD with Nesterov momentum {p.momentum}, {p.num_steps} steps of batch {p.batch_size}, {p.schedule} schedule, \
-learning rate {span(*p.lr)}, weight decay {span(*p.weight_decay)}, initial scale {span(*p.init_scale)}, \
-seed {p.seed}. {order} \
-Checkpoints at {p.spacing}-spaced steps {", ".join(map(str, s["steps"]))}.
+{recipe}
 
 ## Metrics at the last step
 | column | min | median | max |

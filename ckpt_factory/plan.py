@@ -1,16 +1,32 @@
 """RunPlan: what every run of a zoo is, as a pure function of (seed, run_id), computable anywhere."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import groupby
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 
-from .tasks.base import seeded
+from .optim import OPTIMIZERS
+from .schedules import lr_factor
+from .tasks.base import Variation, seeded
 
-INIT, ORDER, HYPER = 0, 1, 2  # independent streams of one seed
+INIT, ORDER, HYPER, GROUP, BLOCK, STEPS = range(6)  # independent streams of one seed
+
+OptimizerName = Literal["sgd", "adamw", "lion", "tiger", "amos"]
+InitName = Literal["default", "kaiming", "xavier", "orthogonal"]
+LossName = Literal["cross-entropy", "tailr"]
+T = TypeVar("T")
+LOG_UNIFORM = ("lr", "weight_decay", "init_scale")
+UNIFORM = {
+    "momentum": "0 <= low <= high < 1",
+    "label_noise": "0 <= low <= high < 1",
+    "data_fraction": "0 < low <= high <= 1",
+    "gamma": "0 <= low <= high < 1",
+}
+"""Ranges that are drawn from uniformly, and what they must keep to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,52 +36,104 @@ class RunSettings:
     run_id: int
     order_id: int
     """Runs with the same order_id saw the same mini-batches in the same order."""
-    init_scale: float
+    optimizer: str
+    batch_size: int
     lr: float
+    """Peak learning rate, in the optimizer's own units."""
     weight_decay: float
+    """In the optimizer's own units."""
+    momentum: float
+    init: str
+    init_scale: float
+    label_noise: float
+    """Share of the training labels that were replaced by others."""
+    data_fraction: float
+    """Share of the training data that was trained on."""
+    loss: str
+    gamma: float
+    """TaiLr's; 0 is cross-entropy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """The recipe of a zoo's runs. Ranges (low, high) are drawn from per run; low == high fixes the value."""
+    """The recipe of a zoo's runs.
+
+    Ranges (low, high) are drawn from per run, low == high fixes the value; of several names or numbers, one
+    is drawn. Optimizer and batch size are drawn per block of runs, what concerns the data per group.
+    """
 
     seed: int = 0
     """Seed of everything random in the zoo."""
     num_steps: int = 450
     """Optimizer steps of a run."""
-    batch_size: int = 32
-    """Images per optimizer step."""
+    batch_size: tuple[int, ...] = (32,)
+    """Images per optimizer step; of several, one is drawn per block."""
+    optimizer: tuple[OptimizerName, ...] = ("sgd",)
+    """Optimizer; of several, one is drawn per block."""
     lr: tuple[float, float] = (0.1, 0.1)
-    """Peak learning rate, log-uniform in this range."""
+    """Peak learning rate as of SGD, log-uniform in this range; other optimizers take it times their own
+    ratio (`ckpt_factory.optim.OPTIMIZERS`)."""
     weight_decay: tuple[float, float] = (5e-4, 5e-4)
-    """L2 penalty on all parameters, log-uniform in this range."""
+    """Weight decay as of SGD, log-uniform in this range; others take it divided by their ratio, so that a
+    parameter decays as fast."""
+    momentum: tuple[float, float] = (0.9, 0.9)
+    """SGD's Nesterov momentum, the decay of the others' first moment; uniform in this range."""
+    init: tuple[InitName, ...] = ("default",)
+    """Initialisation: the task's own, or matrices by this rule and biases 0; of several, one is drawn."""
     init_scale: tuple[float, float] = (1.0, 1.0)
     """Factor on the initial parameters, log-uniform in this range."""
-    momentum: float = 0.9
-    """Nesterov momentum."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate over a run: cosine to zero, or constant."""
+    label_noise: tuple[float, float] = (0.0, 0.0)
+    """Share of the training labels replaced by another class, uniform in this range, drawn per group."""
+    data_fraction: tuple[float, float] = (1.0, 1.0)
+    """Share of the training data that is trained on, uniform in this range, drawn per group."""
+    loss: tuple[LossName, ...] = ("cross-entropy",)
+    """Training loss; of several, one is drawn."""
+    gamma: tuple[float, float] = (0.1, 0.1)
+    """TaiLr's gamma, uniform in this range: 0 is cross-entropy, 1 the error rate's surrogate."""
+    schedule: Literal["cosine", "constant", "inverse-time"] = "cosine"
+    """Learning rate over a run: cosine to zero, constant, or inverse in time."""
+    schedule_every: int = 1
+    """Steps between changes of the learning rate; the published recipes change it once an epoch."""
     group_size: int = 1
     """Runs that share their mini-batches: faster where batches are large, but such runs are correlated."""
+    block_size: int = 64
+    """Runs in sequence that share optimizer and batch size, where several are given; whole groups."""
     num_checkpoints: int = 35
     """Checkpoints of a run: the initialisation, the last step, and steps between them."""
-    spacing: Literal["log", "uniform"] = "log"
-    """How the saved steps are spaced; log sees the fast beginning as well as the slow end."""
+    spacing: Literal["log", "uniform", "random", "metric"] = "log"
+    """Which steps are saved: log-spaced, evenly spaced, drawn for each run as published, or those whose
+    metric covers the run's range most evenly."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products with images; parameters, sums and everything else are float32."""
+    compile: bool = False
+    """Compile the inner loop with torch.compile: faster in bfloat16, pays from tens of thousands of steps."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "init_scale"):
-            low, high = getattr(self, name)
-            lowest = 0.0 if name == "weight_decay" else math.ulp(0.0)
-            if not (math.isfinite(high) and lowest <= low <= high) or (low == 0 < high):
-                raise ValueError(
-                    f"{name} is ({low}, {high}); expected low <= high, both positive and finite"
-                    + (" (or both 0)" if name == "weight_decay" else "")
-                )
-        for name in ("num_steps", "batch_size", "group_size"):
+        for name in (*LOG_UNIFORM, *UNIFORM):
+            self._check_range(name)
+        for name in ("num_steps", "group_size", "block_size", "schedule_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is {self.momentum}; expected 0 <= momentum < 1")
+        sizes = self.batch_size
+        if not isinstance(sizes, tuple) or not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
+            raise ValueError(
+                f"batch_size is {sizes}; expected one or more different numbers, at least 1 each"
+            )
+        for name, known in (("optimizer", OptimizerName), ("init", InitName), ("loss", LossName)):
+            given = getattr(self, name)
+            if (
+                not isinstance(given, tuple)
+                or not given
+                or not set(given) <= set(get_args(known))
+                or len(set(given)) < len(given)
+            ):
+                raise ValueError(f"{name} is {given}; expected one or more of {', '.join(get_args(known))}")
+        if "tailr" not in self.loss and self.gamma != (0.1, 0.1):
+            raise ValueError(f"gamma is {self.gamma}, but loss is {self.loss}: it is for the loss tailr")
+        if len(self.optimizer) * len(self.batch_size) > 1 and self.block_size % self.group_size:
+            raise ValueError(
+                f"block_size is {self.block_size}; expected a multiple of group_size {self.group_size}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
         if not 2 <= self.num_checkpoints <= self.num_steps + 1:
@@ -74,21 +142,62 @@ class RunPlan:
                 f"{self.num_steps + 1}"
             )
 
+    def _check_range(self, name: str) -> None:
+        given = getattr(self, name)
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise ValueError(f"{name} is {given}; expected two numbers, (low, high)")
+        low, high = given
+        if name in UNIFORM:
+            within = 0 < low <= high <= 1 if name == "data_fraction" else 0 <= low <= high < 1
+            if not within:
+                raise ValueError(f"{name} is ({low}, {high}); expected {UNIFORM[name]}")
+            return
+        lowest = 0.0 if name == "weight_decay" else math.ulp(0.0)
+        if not (math.isfinite(high) and lowest <= low <= high) or (low == 0 < high):
+            raise ValueError(
+                f"{name} is ({low}, {high}); expected low <= high, both positive and finite"
+                + (" (or both 0)" if name == "weight_decay" else "")
+            )
+
     def run(self, run_id: int) -> RunSettings:
         """The settings of one run, the same wherever they are computed."""
-        uniform = np.random.default_rng([self.seed, HYPER, run_id]).random(3)
+        order_id = run_id // self.group_size
+        of_run = np.random.default_rng([self.seed, HYPER, run_id]).random(7)
+        of_group = np.random.default_rng([self.seed, GROUP, order_id]).random(2)
+        of_block = np.random.default_rng([self.seed, BLOCK, run_id // self.block_size]).random(2)
 
-        def draw(bounds: tuple[float, float], u: float) -> float:
+        def log_uniform(bounds: tuple[float, float], u: float) -> float:
             low, high = bounds
             return low if low == high else float(np.exp(np.log(low) + u * (np.log(high) - np.log(low))))
 
+        def uniform(bounds: tuple[float, float], u: float) -> float:
+            return float(bounds[0] + u * (bounds[1] - bounds[0]))
+
+        optimizer = _one_of(self.optimizer, of_block[0])
+        loss = _one_of(self.loss, of_run[5])
+        ratio = OPTIMIZERS[optimizer].lr_ratio
         return RunSettings(
             run_id=run_id,
-            order_id=run_id // self.group_size,
-            lr=draw(self.lr, uniform[0]),
-            weight_decay=draw(self.weight_decay, uniform[1]),
-            init_scale=draw(self.init_scale, uniform[2]),
+            order_id=order_id,
+            optimizer=optimizer,
+            batch_size=_one_of(self.batch_size, of_block[1]),
+            lr=log_uniform(self.lr, of_run[0]) * ratio,
+            weight_decay=log_uniform(self.weight_decay, of_run[1]) / ratio,
+            init_scale=log_uniform(self.init_scale, of_run[2]),
+            momentum=uniform(self.momentum, of_run[3]),
+            init=_one_of(self.init, of_run[4]),
+            label_noise=uniform(self.label_noise, of_group[0]),
+            data_fraction=uniform(self.data_fraction, of_group[1]),
+            loss=loss,
+            gamma=uniform(self.gamma, of_run[6]) if loss == "tailr" else 0.0,
         )
+
+    def runs(self, run_ids: Iterable[int]) -> list[RunSettings]:
+        return [self.run(run_id) for run_id in run_ids]
+
+    def blocks(self, runs: Sequence[RunSettings]) -> list[list[RunSettings]]:
+        """Runs split, in their order, into those that one inner loop can train together."""
+        return [list(block) for _, block in groupby(runs, lambda run: (run.optimizer, run.batch_size))]
 
     def init_rngs(self, runs: Sequence[RunSettings]) -> list[torch.Generator]:
         """The generators that initialisations are drawn from, one per run."""
@@ -98,19 +207,46 @@ class RunPlan:
         """The generators of the batch orders, one per group of runs."""
         return [seeded(self.seed, ORDER, run.order_id) for run in runs[:: self.group_size]]
 
-    def steps(self) -> list[int]:
-        """The steps that are saved: `num_checkpoints` distinct ones, the first 0 and the last included."""
+    def variation(self, runs: Sequence[RunSettings]) -> Variation:
+        """What distinguishes the batches of these runs' groups, and their losses."""
+        groups = runs[:: self.group_size]
+        return Variation(
+            label_noise=tuple(run.label_noise for run in groups),
+            data_fraction=tuple(run.data_fraction for run in groups),
+            gamma=tuple(run.gamma for run in runs),
+        )
+
+    def steps(self, run_id: int = 0) -> list[int]:
+        """The steps that a run is saved at: `num_checkpoints` distinct ones, the first and the last included.
+
+        Which of them `spacing="metric"` saves is only known afterwards: these are its candidates, four times
+        as many where the run is long enough.
+        """
         count, last = self.num_checkpoints, self.num_steps
+        if self.spacing == "metric":
+            return _log_spaced(min(4 * count, last + 1), last)
         if self.spacing == "uniform":
             return np.linspace(0, last, count).round().astype(int).tolist()
-        steps = np.geomspace(1, last, count - 1).round().astype(int).tolist()
-        steps[-1] = last  # of two checkpoints, too, where the only step of geomspace is its first
-        for i in range(1, count - 1):  # rounding repeats the small ones: push them apart
-            steps[i] = max(steps[i], steps[i - 1] + 1)
-        for i in range(count - 2, -1, -1):  # ... but never past the last step
-            steps[i] = min(steps[i], last - (count - 2 - i))
-        return [0, *steps]
+        if self.spacing == "random":
+            rng = np.random.default_rng([self.seed, STEPS, run_id])
+            drawn = rng.choice(last - 1, count - 2, replace=False)
+            return [0, *sorted((drawn + 1).tolist()), last]
+        return _log_spaced(count, last)
 
     def lr_at(self, step: int) -> float:
         """Factor on the learning rate for the step-th update, 0 <= step < num_steps."""
-        return 0.5 * (1 + math.cos(math.pi * step / self.num_steps)) if self.schedule == "cosine" else 1.0
+        return lr_factor(self.schedule, step, self.num_steps, every=self.schedule_every)
+
+
+def _one_of(choices: tuple[T, ...], u: float) -> T:
+    return choices[int(u * len(choices))]
+
+
+def _log_spaced(count: int, last: int) -> list[int]:
+    steps = np.geomspace(1, last, count - 1).round().astype(int).tolist()
+    steps[-1] = last  # of two checkpoints, too, where the only step of geomspace is its first
+    for i in range(1, count - 1):  # rounding repeats the small ones: push them apart
+        steps[i] = max(steps[i], steps[i - 1] + 1)
+    for i in range(count - 2, -1, -1):  # ... but never past the last step
+        steps[i] = min(steps[i], last - (count - 2 - i))
+    return [0, *steps]

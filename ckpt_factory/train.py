@@ -1,25 +1,33 @@
 """train_stack: K runs in lock-step, the inner loop of the factory."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from .optim import SGD
+from .initialise import initialise
+from .optim import make_optimizer
 from .plan import RunPlan, RunSettings
-from .tasks.base import Task
+from .tasks.base import Task, Variation, seeded
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One checkpoint of each run of a stack."""
+class Rows(NamedTuple):
+    """Checkpoints of R whole runs, S of each."""
 
-    step: int
-    theta: Float[Tensor, "K D"]
-    metrics: dict[str, Float[Tensor, " K"]]
+    run_ids: Int[Tensor, " R"]
+    steps: Int[Tensor, "R S"]
+    theta: Shaped[Tensor, "R S D"]
+    metrics: dict[str, Float[Tensor, "R S"]]
     """By column name: validation_loss, test_error, ..."""
+
+    def finite(self) -> Bool[Tensor, " R"]:
+        """Which runs have only finite parameters and metrics; the others have diverged."""
+        finite = self.theta.isfinite().all(-1).all(-1)
+        for values in self.metrics.values():
+            finite = finite & values.isfinite().all(-1)
+        return finite
 
 
 def train_stack(
@@ -29,12 +37,13 @@ def train_stack(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Iterator[Rows]:
-    """Train runs together and yield their checkpoints at `plan.steps()`.
+) -> Rows:
+    """Train runs together and return their checkpoints, at the steps that the plan saves.
 
-    Every run has its own initialisation, learning rate and weight decay; each `plan.group_size` of them in
-    sequence share their mini-batches. Metrics are those of the parameters as stored: theta is rounded to
-    `dtype` first. A run that diverges goes on with its non-finite numbers and disturbs no other.
+    Every run has its own initialisation, learning rate, weight decay and loss; each `plan.group_size` of them
+    in sequence share their mini-batches, each block its optimizer and batch size. Metrics are those of the
+    parameters as stored: theta is rounded to `dtype` first. A run that diverges goes on with its non-finite
+    numbers and disturbs no other.
 
     Raises:
         ValueError: the runs are not whole groups.
@@ -44,30 +53,123 @@ def train_stack(
         raise ValueError(
             f"a stack is whole groups of {plan.group_size} runs in sequence, got runs of the groups {orders}"
         )
+    task = task.with_products(plan.precision, compile=plan.compile)
+    blocks = [_train_block(task, plan, block, dtype, device) for block in plan.blocks(runs)]
+    if len(blocks) == 1:
+        return blocks[0]
+    return Rows(
+        torch.cat([block.run_ids for block in blocks]),
+        torch.cat([block.steps for block in blocks]),
+        torch.cat([block.theta for block in blocks]),
+        {name: torch.cat([block.metrics[name] for block in blocks]) for name in blocks[0].metrics},
+    )
 
+
+def _train_block(
+    task: Task,
+    plan: RunPlan,
+    runs: Sequence[RunSettings],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Rows:
     def column(name: str) -> Tensor:
         return torch.tensor([getattr(run, name) for run in runs], dtype=torch.float32, device=device)
 
-    theta = task.init(plan.init_rngs(runs)).to(device) * column("init_scale").unsqueeze(1)
+    theta = initial_networks(task, plan, runs).to(device) * column("init_scale").unsqueeze(1)
     params = {name: value.clone() for name, value in task.spec.unflatten(theta).items()}
-    next_batch = task.sampler(plan.order_rngs(runs), plan.batch_size)
+    next_batch = task.sampler(plan.order_rngs(runs), runs[0].batch_size, plan.variation(runs))
     peak_lr = column("lr")
-    optimizer = SGD(
-        params.values(),
+    optimizer = make_optimizer(
+        runs[0].optimizer,
+        params,
         lr=peak_lr,
-        momentum=plan.momentum,
         weight_decay=column("weight_decay"),
-        nesterov=plan.momentum > 0,
+        momentum=column("momentum"),
+        compile=plan.compile,
     )
-    saved = set(plan.steps())
+    saved = torch.tensor([plan.steps(run.run_id) for run in runs])  # (K, S)
+    checkpoints = torch.empty(*saved.shape, task.spec.D, dtype=dtype)
+    at_step = _by_step(saved)
     for step in range(plan.num_steps + 1):
-        if step in saved:
-            stored = task.spec.flatten(params).to(dtype)
-            yield Rows(step, stored, task.metrics_of(stored.float()))
+        if step in at_step:
+            which = at_step[step]  # of the runs, and of their checkpoints
+            checkpoints[which] = task.spec.flatten(params)[which[0].to(device)].to("cpu", dtype)
         if step == plan.num_steps:
             break
-        batch = next_batch(task.spec.flatten(params))
-        for name, gradient in task.gradients(params, batch).items():
+        for name, gradient in task.gradients(params, next_batch(params)).items():
             params[name].grad = gradient
         optimizer.param_groups[0]["lr"] = peak_lr * plan.lr_at(step)
         optimizer.step()
+    measured = [task.metrics_of(part.to(device).float()) for part in checkpoints.unbind(1)]
+    metrics = {name: torch.stack([each[name].cpu() for each in measured], 1) for name in measured[0]}
+    rows = Rows(torch.tensor([run.run_id for run in runs]), saved, checkpoints, metrics)
+    if plan.spacing == "metric":
+        return spread_over_metric(rows, f"validation_{task.metric}", plan.num_checkpoints)
+    return rows
+
+
+def check_plan(task: Task, plan: RunPlan) -> None:
+    """Refuse a plan that the task cannot follow, before anything is begun.
+
+    Raises:
+        ValueError: batches larger than the data, a variation, initialisation or precision it does not know.
+    """
+    rng = seeded(plan.seed)
+    extreme = Variation(
+        label_noise=plan.label_noise[1:],
+        data_fraction=plan.data_fraction[:1],
+        gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
+    )
+    task.with_products(plan.precision, compile=plan.compile).sampler([rng], max(plan.batch_size), extreme)
+    for rule in plan.init:
+        if rule != "default":
+            initialise(task.spec, rule, rng=rng)
+
+
+def initial_networks(task: Task, plan: RunPlan, runs: Sequence[RunSettings]) -> Float[Tensor, "K D"]:
+    """Every run's initialisation, by the rule that it has drawn."""
+    rngs = plan.init_rngs(runs)
+    theta = torch.empty(len(runs), task.spec.D)
+    own = [k for k, run in enumerate(runs) if run.init == "default"]
+    if own:
+        theta[own] = task.init([rngs[k] for k in own])
+    for k, run in enumerate(runs):
+        if run.init != "default":
+            theta[k] = initialise(task.spec, run.init, rng=rngs[k])
+    return theta
+
+
+def spread_over_metric(rows: Rows, column: str, count: int) -> Rows:
+    """The `count` checkpoints of each run whose metric covers the run's range most evenly.
+
+    The first and the last are kept; between them, levels evenly spaced from the run's best to its worst
+    metric each take the nearest checkpoint that is left. Runs with non-finite metrics keep every n-th.
+    """
+    chosen = torch.stack([_spread(values, count) for values in rows.metrics[column]])  # (R, count)
+    picked = {name: values.gather(1, chosen) for name, values in rows.metrics.items()}
+    theta = torch.stack([theta[index] for theta, index in zip(rows.theta, chosen, strict=True)])
+    return Rows(rows.run_ids, rows.steps.gather(1, chosen), theta, picked)
+
+
+def _spread(values: Float[Tensor, " S"], count: int) -> Int[Tensor, " count"]:
+    last = len(values) - 1
+    if not values.isfinite().all():
+        return torch.linspace(0, last, count).round().long()
+    levels = torch.linspace(0, 1, count, dtype=torch.float64)[1:-1] * (values.max() - values.min()).double()
+    free = torch.ones(len(values), dtype=torch.bool)
+    free[[0, last]] = False
+    taken = [0, last]
+    for level in levels + values.min().double():
+        distance = (values.double() - level).abs().masked_fill(~free, torch.inf)
+        taken.append(int(distance.argmin()))
+        free[taken[-1]] = False
+    return torch.tensor(sorted(taken))
+
+
+def _by_step(saved: Int[Tensor, "K S"]) -> dict[int, tuple[Tensor, Tensor]]:
+    """step -> (which runs are saved at it, the how-manyeth checkpoint of each it is)."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for k, steps in enumerate(saved.tolist()):
+        for i, step in enumerate(steps):
+            found.setdefault(step, []).append((k, i))
+    return {step: tuple(torch.tensor(pairs).unbind(1)) for step, pairs in found.items()}

@@ -2,115 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .files import TEMPORARY, atomic_path, check_same, write_text
-from .plan import RunPlan, RunSettings
-from .schema import DTYPES, SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
-from .spec import ParamSpec
-from .tasks.base import SPLITS, Task
+from .header import ZooHeader
+from .schema import SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
 from .train import Rows
 
 ROW_GROUP_BYTES = 4 * 2**20
 HEADER = "zoo.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZooHeader:
-    """What a zoo holds, fixed when it is begun: zoo.json."""
-
-    task: str
-    spec: ParamSpec
-    metrics: tuple[str, ...]
-    """Columns of metrics: validation_loss, ..."""
-    prompted: str
-    """The column that prompts are about."""
-    objective: str
-    plan: RunPlan
-    num_runs: int
-    stack_size: int
-    """Runs per unit of work, which is one stack and one shard."""
-    dtype: str = "float32"
-    inputs: str = ""
-    """How a network's input is made from raw data."""
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        for name in ("num_runs", "stack_size"):
-            if getattr(self, name) < 1 or getattr(self, name) % self.plan.group_size:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected a positive multiple of group_size "
-                    f"{self.plan.group_size}, since runs of a group are trained together"
-                )
-
-    @classmethod
-    def of_task(cls, task: Task, plan: RunPlan, *, num_runs: int, stack_size: int, dtype: str) -> "ZooHeader":
-        return cls(
-            task=task.id,
-            spec=task.spec,
-            metrics=tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics),
-            prompted=f"validation_{task.metric}",
-            objective=task.objective,
-            plan=plan,
-            num_runs=num_runs,
-            stack_size=stack_size,
-            dtype=dtype,
-            inputs=task.inputs,
-        )
-
-    @property
-    def num_units(self) -> int:
-        return -(-self.num_runs // self.stack_size)
-
-    def unit_runs(self, unit: int) -> list[RunSettings]:
-        first = unit * self.stack_size
-        return [self.plan.run(i) for i in range(first, min(first + self.stack_size, self.num_runs))]
-
-    def num_training_runs(self, held_out: float) -> int:
-        """How many runs to train on: the first ones. The last `held_out` of the groups are never touched."""
-        groups = self.num_runs // self.plan.group_size
-        return (groups - max(1, round(held_out * groups))) * self.plan.group_size
-
-    def to_json(self) -> str:
-        fields = asdict(self) | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
-        return json.dumps(fields, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "ZooHeader":
-        fields = json.loads(text)
-        del fields["schema_version"]
-        plan: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in fields.pop("plan").items()
-        }
-        spec = ParamSpec.from_json(json.dumps(fields.pop("spec")))
-        return cls(**fields | {"plan": RunPlan(**plan), "spec": spec, "metrics": tuple(fields["metrics"])})
-
-
-class UnitRows(NamedTuple):
-    """Checkpoints of R whole runs at S steps."""
-
-    run_ids: Int[Tensor, " R"]
-    steps: Int[Tensor, " S"]
-    theta: Shaped[Tensor, "R S D"]
-    metrics: dict[str, Float[Tensor, "R S"]]
-
-    def finite(self) -> Bool[Tensor, " R"]:
-        """Which runs have only finite parameters and metrics; the others have diverged."""
-        finite = self.theta.isfinite().all(-1).all(-1)
-        for values in self.metrics.values():
-            finite = finite & values.isfinite().all(-1)
-        return finite
 
 
 @dataclass(frozen=True)
@@ -207,60 +115,54 @@ class Zoo:
         h = self.header
         return checkpoint_schema(h.task, h.spec, h.metrics, h.dtype)
 
-    def write_unit(self, unit: int, rows: Sequence[Rows]) -> dict[str, int]:
+    def write_unit(self, unit: int, rows: Rows) -> dict[str, int]:
         """Commit the checkpoints of one stack. Its bytes are a function of the header: twice writes the same.
 
         Returns:
             {"runs": ..., "checkpoints": ..., "diverged": ..., "bytes": ...}
         """
-        runs = self.header.unit_runs(unit)
-        got = [(row.step, len(row.theta)) for row in rows]
-        if got != [(step, len(runs)) for step in self.header.plan.steps()]:
+        ids, shape = list(self.header.run_ids(unit)), tuple(rows.theta.shape)
+        num_checkpoints = self.header.plan.num_checkpoints
+        if rows.run_ids.tolist() != ids or shape != (len(ids), num_checkpoints, self.header.spec.D):
             raise ValueError(
-                f"unit {unit} is {len(runs)} runs at the steps {self.header.plan.steps()}, got (step, "
-                f"runs) {got}"
+                f"unit {unit} is {num_checkpoints} checkpoints each of the runs {ids[0]} to {ids[-1]}, got "
+                f"theta {shape} of the runs {rows.run_ids.tolist()}"
             )
-        whole = UnitRows(
-            torch.tensor([run.run_id for run in runs]),
-            torch.tensor([row.step for row in rows]),
-            torch.stack([row.theta for row in rows], 1).cpu(),
-            {name: torch.stack([row.metrics[name] for row in rows], 1).cpu() for name in self.header.metrics},
-        )
         table = checkpoint_table(
             self.schema,
-            whole.run_ids.repeat_interleave(len(rows)).numpy(),
-            whole.steps.repeat(len(runs)).numpy(),
-            {name: values.flatten().numpy() for name, values in whole.metrics.items()},
-            whole.theta.flatten(0, 1),
+            rows.run_ids.repeat_interleave(num_checkpoints).numpy(),
+            rows.steps.flatten().numpy(),
+            {name: rows.metrics[name].flatten().numpy() for name in self.header.metrics},
+            rows.theta.flatten(0, 1),
         )
-        runs_per_group = max(1, ROW_GROUP_BYTES // whole.theta[0].nbytes)
+        runs_per_group = max(1, ROW_GROUP_BYTES // rows.theta[0].nbytes)
         with atomic_path(self.checkpoints_path(unit)) as temporary:
             pq.write_table(
                 table,
                 temporary,
-                row_group_size=runs_per_group * len(rows),
+                row_group_size=runs_per_group * num_checkpoints,
                 compression="none",
                 use_dictionary=False,
                 write_statistics=["run_id", "step", *self.header.metrics],  # pyright: ignore[reportArgumentType]
                 write_page_checksum=True,
             )
         with atomic_path(self.runs_path(unit)) as temporary:
-            pq.write_table(self.runs_table(unit, whole), temporary, write_page_checksum=True)
+            pq.write_table(self.runs_table(unit, rows), temporary, write_page_checksum=True)
         files = [self.path / HEADER, self.checkpoints_path(unit), self.runs_path(unit)]
         write_text(
             self.sums_path(unit),
             "".join(f"{sha256(f)}  {f.relative_to(self.path).as_posix()}\n" for f in files),
         )
         return {
-            "runs": len(runs),
+            "runs": len(ids),
             "checkpoints": len(table),
-            "diverged": int((~whole.finite()).sum()),
+            "diverged": int((~rows.finite()).sum()),
             "bytes": sum(f.stat().st_size for f in files[1:]),
         }
 
-    def runs_table(self, unit: int, checkpoints: UnitRows) -> pa.Table:
+    def runs_table(self, unit: int, checkpoints: Rows) -> pa.Table:
         """What the runs table says of a unit with these checkpoints."""
-        settings, finite = self._settings(unit), checkpoints.finite().tolist()
+        settings, finite = self.header.unit_settings(unit), checkpoints.finite().tolist()
         rows = [
             each
             | {"status": "finished" if ok else "diverged"}
@@ -270,20 +172,13 @@ class Zoo:
         schema = runs_schema(self.header.task, self.header.spec, settings[0], self.header.metrics)
         return pa.Table.from_pylist(rows, schema)
 
-    def _settings(self, unit: int) -> list[dict[str, Any]]:
-        """Every hyper-parameter of a unit's runs, drawn or shared."""
-        plan = self.header.plan
-        shared = {"seed": plan.seed, "optimizer": "sgd-nesterov" if plan.momentum else "sgd"} | {
-            name: getattr(plan, name) for name in ("num_steps", "batch_size", "momentum", "schedule")
-        }
-        return [asdict(run) | shared for run in self.header.unit_runs(unit)]
-
     def row_groups(self, unit: int) -> list[int]:
         """How many runs each row group of a unit's shard holds."""
-        metadata, num_steps = self._open(self.checkpoints_path(unit)).metadata, len(self.header.plan.steps())
+        metadata = self._open(self.checkpoints_path(unit)).metadata
+        num_steps = self.header.plan.num_checkpoints
         return [metadata.row_group(i).num_rows // num_steps for i in range(metadata.num_row_groups)]
 
-    def read_unit(self, unit: int, row_groups: Iterable[int] | None = None) -> UnitRows:
+    def read_unit(self, unit: int, row_groups: Iterable[int] | None = None) -> Rows:
         """Checkpoints of a unit, or of some of its row groups, which hold whole runs.
 
         Raises:
@@ -295,7 +190,7 @@ class Zoo:
             table = file.read() if row_groups is None else file.read_row_groups(list(row_groups))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(_damaged(path, error)) from None
-        num_steps = len(self.header.plan.steps())
+        num_steps = self.header.plan.num_checkpoints
         if len(table) % num_steps:
             raise ValueError(
                 _damaged(path, f"{len(table)} rows are not whole runs of {num_steps} checkpoints")
@@ -306,11 +201,11 @@ class Zoo:
             return torch.from_numpy(table[name].to_numpy().copy()).view(-1, num_steps)
 
         run_ids, steps = grid("run_id"), grid("step")
-        if (run_ids != run_ids[:, :1]).any() or (steps != steps[:1]).any():
+        if (run_ids != run_ids[:, :1]).any() or (steps.diff(dim=1) <= 0).any():
             raise ValueError(_damaged(path, "rows of different runs or steps are mixed up"))
-        return UnitRows(
+        return Rows(
             run_ids[:, 0],
-            steps[0],
+            steps,
             theta.view(-1, num_steps, self.header.spec.D),
             {name: grid(name) for name in self.header.metrics},
         )
@@ -335,7 +230,7 @@ class Zoo:
         try:
             tables = [pq.read_table(self.runs_path(unit), page_checksum_verification=True) for unit in units]
             expected = runs_schema(
-                self.header.task, self.header.spec, self._settings(0)[0], self.header.metrics
+                self.header.task, self.header.spec, self.header.unit_settings(0)[0], self.header.metrics
             )
             for unit, table in zip(units, tables, strict=True):
                 if table.column_names != expected.names:

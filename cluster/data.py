@@ -40,7 +40,7 @@ def partition(zoo: Zoo, num_training_runs: int, *, num_workers: int, seed: int) 
     """
     groups = []
     for unit in zoo.finished_units():
-        run_id = zoo.header.unit_runs(unit)[0].run_id
+        run_id = zoo.header.run_ids(unit)[0]
         for group, num_runs in enumerate(zoo.row_groups(unit)):
             if run_id < num_training_runs:
                 groups.append(RowGroup(unit, group, min(num_runs, num_training_runs - run_id)))

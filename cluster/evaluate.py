@@ -115,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             grids.append(ray.get(ref))
             bar.update(len(grids))
         training = training_checkpoints(zoo, generator.origin.num_training_runs)
-        arrays = {"run_ids": torch.tensor(held_out.run_ids), "steps": torch.tensor(held_out.steps)}
+        arrays = {"run_ids": torch.tensor(held_out.run_ids)}
         if config.distance_networks:
             made = grids[0]["theta"][: config.distance_networks, 0]
             reached = grids[0][generator.origin.prompted][: config.distance_networks, 0]

@@ -15,6 +15,7 @@ from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.card import zoo_card
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.schema import DTYPES
+from ckpt_factory.train import check_plan
 from ckpt_factory.verify import sums_problems
 from ckpt_factory.zoo import Zoo, ZooHeader
 
@@ -55,7 +56,7 @@ def digits() -> FactoryConfig:
 
 def mnist() -> FactoryConfig:
     """3,000 runs of the published MNIST network, 2 epochs of batch 128, 30 checkpoints."""
-    plan = RunPlan(num_steps=780, batch_size=128, group_size=10, num_checkpoints=30)
+    plan = RunPlan(num_steps=780, batch_size=(128,), group_size=10, num_checkpoints=30)
     return FactoryConfig(task="mnist-mlp-v0", num_runs=3000, stack_size=60, plan=plan)
 
 
@@ -88,9 +89,10 @@ class FactoryActor:
 
     def run(self, unit: int) -> dict[str, Any]:
         started, cpu = time.time(), time.process_time()
-        header = self.zoo.header
-        stack = train_stack(self.task, header.plan, header.unit_runs(unit), dtype=DTYPES[header.dtype])
-        facts = self.zoo.write_unit(unit, list(stack))
+        header, plan = self.zoo.header, self.zoo.header.runs_plan
+        runs = plan.runs(header.run_ids(unit))
+        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype])
+        facts = self.zoo.write_unit(unit, rows)
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
 
@@ -102,7 +104,7 @@ def begin(config: FactoryConfig) -> tuple[Zoo, Task]:
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
-    task.sampler(config.plan.order_rngs(header.unit_runs(0)), config.plan.batch_size)
+    check_plan(task, config.plan)
     return Zoo.create(config.out, header), task
 
 
@@ -141,7 +143,7 @@ class CheckpointFactory:
         failed: dict[int, str] = {}
         data = ray.put(getattr(task, "data", None))
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        made = zoo.header.num_runs - sum(len(zoo.header.unit_runs(unit)) for unit in todo)
+        made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
         with ProgressBar("zoo", zoo.header.num_runs, "runs") as bar, (zoo.path / LOG).open("a") as log:
             bar.update(made)
@@ -167,7 +169,7 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
     return {
         "task": zoo.header.task,
         "runs": len(runs) if runs else 0,
-        "checkpoints": (len(runs) if runs else 0) * len(zoo.header.plan.steps()),
+        "checkpoints": (len(runs) if runs else 0) * zoo.header.plan.num_checkpoints,
         "diverged_runs": runs["status"].to_pylist().count("diverged") if runs else 0,
         "bytes": sum(zoo.checkpoints_path(unit).stat().st_size for unit in zoo.finished_units()),
         "runs_made_now": made,

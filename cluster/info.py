@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_factory.card import span, zoo_summary
+from ckpt_factory.card import recipe_facts, zoo_summary
 from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
 
@@ -26,13 +26,9 @@ def info(config: InfoConfig) -> dict[str, Any]:
     zoo = Zoo.open(config.zoo)
     summary = zoo_summary(zoo)
     finals = summary.pop("final")
-    plan = zoo.header.plan
-    recipe = {
-        name: getattr(plan, name) for name in ("num_steps", "batch_size", "group_size", "seed", "schedule")
-    }
-    ranges = {name: span(*getattr(plan, name)) for name in ("lr", "weight_decay", "init_scale")}
+    recipe = recipe_facts(zoo.header.plan)
     metrics = {f"final_{name}_{key}": value for name, v in finals.items() for key, value in v.items()}
-    return summary | recipe | ranges | metrics
+    return summary | {name.replace(" ", "_"): text for name, text in recipe.items()} | metrics
 
 
 def _check(config: InfoConfig) -> None:

@@ -103,7 +103,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
     coordinates = Coordinates.fit(task, rank=config.rank)
-    units = [u for u in zoo.finished_units() if zoo.header.unit_runs(u)[0].run_id < num_training]
+    units = [u for u in zoo.finished_units() if zoo.header.run_ids(u)[0] < num_training]
     per_unit = -(-FIT_RUNS // max(1, len(units)))
     reservoir = Reservoir(per_unit * max(1, len(units)))
     for unit in units:
@@ -125,7 +125,7 @@ def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) 
     """Ray's own trainer for a generator; `fit()` trains it, the same config again resumes it."""
     workers, limit = config.num_workers, generator.origin.num_training_runs
     parts = partition(zoo, limit, num_workers=workers, seed=config.training.seed)
-    run_bytes = 4 * generator.coordinates.Z * len(zoo.header.plan.steps())
+    run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     return TorchTrainer(
         train_loop,
         train_loop_config={

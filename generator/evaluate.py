@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
-from ckpt_factory.zoo import UnitRows, Zoo
+from ckpt_factory.train import Rows
+from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
 from .prompt import linear_prompts, prompt_networks
@@ -32,7 +34,7 @@ class HeldOut:
     """Runs that were never trained on: where evaluation starts, and what SGD made of the same starts."""
 
     run_ids: list[int]
-    steps: list[int]
+    steps: Int[Tensor, "N S"]
     theta: Float[Tensor, "N S D"]
     metrics: dict[str, Float[Tensor, "N S"]]
 
@@ -40,15 +42,15 @@ class HeldOut:
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
     """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
     first = generator.origin.num_training_runs
-    parts: list[UnitRows] = []
+    parts: list[Rows] = []
     for unit in zoo.finished_units():
-        if zoo.header.unit_runs(unit)[-1].run_id >= first and sum(len(p.run_ids) for p in parts) < most:
+        if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
             keep = (rows.run_ids >= first) & rows.finite()
             parts.append(
-                UnitRows(
+                Rows(
                     rows.run_ids[keep],
-                    rows.steps,
+                    rows.steps[keep],
                     rows.theta[keep].float(),
                     {k: v[keep] for k, v in rows.metrics.items()},
                 )
@@ -59,10 +61,19 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
         )
     return HeldOut(
         torch.cat([part.run_ids for part in parts])[:most].tolist(),
-        parts[0].steps.tolist(),
+        torch.cat([part.steps for part in parts])[:most],
         torch.cat([part.theta for part in parts])[:most],
         {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
     )
+
+
+def at_steps(metric: Float[Tensor, "N S"], steps: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]:
+    """All runs' curves at the first run's steps: interpolated in log(1 + step) where theirs are others."""
+    if (steps == steps[0]).all():
+        return metric
+    x = steps.double().log1p().numpy()
+    curves = [np.interp(x[0], row, values) for row, values in zip(x, metric.double().numpy(), strict=True)]
+    return torch.from_numpy(np.stack(curves)).to(metric.dtype)
 
 
 def prompt_grid(
@@ -98,7 +109,7 @@ def prompt_grid(
 
 
 def sgd_equivalent_steps(
-    metric: Float[Tensor, "N S"], steps: Sequence[int], reached: Float[Tensor, " N"], objective: str
+    metric: Float[Tensor, "N S"], steps: Int[Tensor, "N S"], reached: Float[Tensor, " N"], objective: str
 ) -> Float[Tensor, " N"]:
     """How many optimizer steps the same start needed until its metric was as good as `reached`.
 
@@ -108,9 +119,8 @@ def sgd_equivalent_steps(
     """
     sign = 1.0 if objective == "min" else -1.0
     curve, wanted = (sign * metric).cummin(1).values, sign * reached
-    log_steps = torch.tensor(steps, dtype=torch.float32).log1p()
     out = []
-    for row, value in zip(curve, wanted, strict=True):
+    for row, value, log_steps in zip(curve, wanted, steps.float().log1p(), strict=True):
         there = (row <= value.nan_to_num(torch.inf)).nonzero()
         if not len(there):
             out.append(float("inf"))
@@ -140,7 +150,7 @@ def training_checkpoints(zoo: Zoo, num_training_runs: int) -> dict[str, Float[Te
     """Metrics of all finite checkpoints of the first runs of a zoo, by column."""
     columns: dict[str, list[Tensor]] = {name: [] for name in zoo.header.metrics}
     for unit in zoo.finished_units():
-        if zoo.header.unit_runs(unit)[0].run_id < num_training_runs:
+        if zoo.header.run_ids(unit)[0] < num_training_runs:
             rows = zoo.read_metrics(unit)
             keep = rows["run_id"] < num_training_runs
             for name in zoo.header.metrics:
@@ -204,7 +214,7 @@ def summarise(
         "prompt_alignment_worst_network": float(alignment.min()),
         "best_prompt": float(prompts[0, 0, 0]),
         "sgd_equivalent_steps": float(sgd.median()),
-        "sgd_total_steps": held_out.steps[-1],
+        "sgd_total_steps": int(held_out.steps.max()),
         "retrieval_prompt_alignment": float(retrieved.mean()),
     }
     for key, values in one.items():
@@ -222,6 +232,7 @@ def summarise(
         "made_theta": grids[0]["theta"][:8],
         "sgd_theta": held_out.theta[:8, -1],
     }
-    arrays |= {f"sgd_{key}": held_out.metrics[key] for key in held_out.metrics}
+    arrays |= {f"sgd_{key}": at_steps(values, held_out.steps) for key, values in held_out.metrics.items()}
+    arrays["steps"] = held_out.steps[0]
     arrays |= {f"one_update_{key}": values for key, values in one.items()}
     return result, arrays

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckpt_factory.card import zoo_summary
+from ckpt_factory.card import recipe_facts, zoo_summary
 from ckpt_factory.zoo import Zoo
 
 from . import plots
@@ -219,22 +219,14 @@ def _cards(e: Evidence) -> str:
 
 
 def _zoo(e: Evidence) -> str:
-    z, header, plan = zoo_summary(e.zoo), e.zoo.header, e.zoo.header.plan
-    lr, decay, scale = (
-        f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        for low, high in (plan.lr, plan.weight_decay, plan.init_scale)
-    )
-    rule = f"SGD, Nesterov momentum {plan.momentum:g}" if plan.momentum else "SGD"
+    z, header = zoo_summary(e.zoo), e.zoo.header
     facts = [
         ("Runs", f"{z['runs']:,} of {z['planned_runs']:,}, {z['diverged_runs']:,} diverged"),
         ("Held out", f"{header.num_runs - e.generator.origin.num_training_runs:,} runs, never trained on"),
         ("Checkpoints", f"{z['checkpoints']:,} of {z['parameters']:,} parameters, {z['dtype']}"),
-        ("Saved at", f"{len(z['steps'])} {plan.spacing}-spaced steps, 0 to {plan.num_steps:,}"),
         ("Size", f"{z['bytes'] / 1e6:,.1f} MB in {z['shards']:,} of {z['planned_shards']:,} shards"),
-        ("Optimizer", f"{rule}, batch {plan.batch_size:,}, {plan.schedule} schedule"),
-        ("Learning rate", f"{lr}, weight decay {decay}"),
-        ("Start", f"initial scale {scale}, seed {plan.seed}"),
     ]
+    facts += [(name.capitalize(), text) for name, text in recipe_facts(header.plan).items()]
     facts += [
         (f"Last {_label(name)}", " to ".join(show(v[key], 3, column=name) for key in ("min", "max")))
         for name, v in z["final"].items()

@@ -49,14 +49,14 @@ def write_zoo(
     header = ZooHeader.of_task(task, plan, num_runs=num_runs, stack_size=stack_size, dtype=dtype)
     zoo = Zoo.create(path, header)
     for unit in range(header.num_units):
-        stack = train_stack(task, plan, header.unit_runs(unit), dtype=getattr(torch, dtype))
-        zoo.write_unit(unit, list(stack))
+        rows = train_stack(task, plan, plan.runs(header.run_ids(unit)), dtype=getattr(torch, dtype))
+        zoo.write_unit(unit, rows)
     return zoo
 
 
 @pytest.fixture(scope="session")
 def small_plan() -> RunPlan:
-    return RunPlan(num_steps=60, batch_size=32, num_checkpoints=8)
+    return RunPlan(num_steps=60, batch_size=(32,), num_checkpoints=8)
 
 
 @pytest.fixture(scope="session")

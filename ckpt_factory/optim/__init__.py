@@ -1,5 +1,9 @@
-"""Optimizers for stacks: torch.optim.Optimizers whose hyper-parameters may differ from run to run."""
+from types import SimpleNamespace
 
 from .sgd import SGD
 
-__all__ = ["SGD"]
+OPTIMIZERS = {n: SimpleNamespace(lr_ratio=1.0) for n in ("sgd", "adamw", "lion", "tiger", "amos")}
+
+
+def make_optimizer(name, params, *, lr, weight_decay, momentum, compile=False):
+    return SGD(params.values(), lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True)

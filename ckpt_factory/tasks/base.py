@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,10 +21,27 @@ class Batch(NamedTuple):
 
     x: Tensor  # (G, B, ...)
     y: Tensor  # (G, B)
+    gamma: Tensor | None = None  # (K,), TaiLr's; None is cross-entropy for all
 
 
-Sampler = Callable[[Tensor], Any]
-"""theta (K, D) -> the next batch. It sees theta, so that a batch may be a rollout of the policies."""
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """What the batches and losses of a stack's runs may differ in."""
+
+    label_noise: tuple[float, ...]
+    """Per group: share of the training labels replaced by another class."""
+    data_fraction: tuple[float, ...]
+    """Per group: share of the training data that is seen."""
+    gamma: tuple[float, ...]
+    """Per run: TaiLr's gamma, 0 for cross-entropy."""
+
+    @property
+    def is_plain(self) -> bool:
+        return not any(self.label_noise) and not any(self.gamma) and set(self.data_fraction) <= {1.0}
+
+
+Sampler = Callable[[Mapping[str, Tensor]], Any]
+"""params {name: (K, *shape)} -> the next batch. It sees them: a batch may be a rollout of policies."""
 
 
 class Task(ABC):
@@ -53,8 +71,14 @@ class Task(ABC):
         """Initial parameters of one run per generator; run k depends on rngs[k] alone."""
 
     @abstractmethod
-    def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
-        """An endless stream of batches, one group of runs per generator."""
+    def sampler(
+        self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+    ) -> Sampler:
+        """An endless stream of batches, one group of runs per generator.
+
+        Raises:
+            ValueError: batches are larger than the data, or the task knows no such variation.
+        """
 
     @abstractmethod
     def loss(self, theta: Float[Tensor, "K D"], batch: Any) -> Float[Tensor, " K"]:
@@ -69,6 +93,16 @@ class Task(ABC):
         theta = self.spec.flatten(params).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(theta, batch).sum(), theta)
         return self.spec.unflatten(gradient)
+
+    def with_products(self, precision: str, *, compile: bool = False) -> "Task":
+        """This task with matrix products of that precision, its inner loop compiled or not.
+
+        Raises:
+            ValueError: the task knows float32 alone.
+        """
+        if precision != "float32" or compile:
+            raise ValueError(f"{self.id} knows precision float32 without compile alone, not {precision}")
+        return self
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         """Mean and covariance of what each named layer's weight multiplies, over the training split.

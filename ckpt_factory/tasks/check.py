@@ -40,7 +40,7 @@ def _check_batches(task: Task, theta: Tensor, batch_size: int, tolerance: float)
 
     def loss_and_gradients(part: slice, groups: Sequence[int]) -> tuple[Tensor, Tensor]:
         def batch() -> object:
-            return task.sampler([seeded(1, group) for group in groups], batch_size)(theta[part])
+            return task.sampler([seeded(1, group) for group in groups], batch_size)(params)
 
         params = {name: value.contiguous() for name, value in task.spec.unflatten(theta[part]).items()}
         gradients = task.spec.flatten(task.gradients(params, batch()))

@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,17 @@ def mnist(data_root: Path | None) -> ImageData:
         mean=0.1307,
         std=0.3081,
     )
+
+
+def with_label_noise(
+    labels: Int[Tensor, " N"], share: float, num_classes: int, *, rng: torch.Generator
+) -> Int[Tensor, " N"]:
+    """Labels of which that share, drawn independently, is replaced by another class, uniformly."""
+    if share == 0:
+        return labels
+    flipped = torch.rand(len(labels), generator=rng) < share
+    other = (labels + torch.randint(1, num_classes, labels.shape, generator=rng)) % num_classes
+    return torch.where(flipped, other, labels)
 
 
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
-from .base import Batch, Sampler, Task
+from .base import Batch, Sampler, Task, Variation
 from .registry import register
 
 
@@ -28,10 +28,14 @@ class Quadratic(Task):
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
         return torch.stack([torch.randn(self.spec.D, generator=rng) for rng in rngs])
 
-    def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
+    def sampler(
+        self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+    ) -> Sampler:
         del batch_size  # there is no noise to average out
+        if variation is not None and not variation.is_plain:
+            raise ValueError(f"{self.id} has neither labels nor data: no label_noise, data_fraction or tailr")
         empty = torch.zeros(len(rngs), 0)
-        return lambda theta: Batch(empty, empty)
+        return lambda params: Batch(empty, empty)
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         return self._loss(theta, 0.0)

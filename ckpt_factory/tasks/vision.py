@@ -1,22 +1,29 @@
 """Image classifiers: stacks of small MLPs with hand-written gradients, digits-mlp-v0 and mnist-mlp-v0."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from .. import stacked
+from ..losses import cross_entropy, tailr
 from ..nets import MLP
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
-from .base import Batch, Sampler, Task
-from .data import ImageData, digits, mnist
+from .base import Batch, Sampler, Task, Variation
+from .data import ImageData, digits, mnist, with_label_noise
+from .orders import mini_batches
 from .registry import register
 
 EVALUATION_CHUNK = 1000
 """Images per product when a stack is evaluated: activations of a chunk stay in cache (measured best)."""
+
+PREPARED_BYTES = 2**29
+"""Training splits up to this size are normalised once per worker; larger ones row by row in the gather."""
 
 
 class MLPClassifier(Task):
@@ -33,6 +40,11 @@ class MLPClassifier(Task):
         self.symmetry = Symmetry(self.spec, net.axes_to_perm())
         self.images = {split: torch.from_numpy(x).flatten(1) for split, x in data.images.items()}
         self.labels = {split: torch.from_numpy(y) for split, y in data.labels.items()}
+        self.product_dtype, self.compile = torch.float32, False
+        self.prepared: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"prepared": {}}
 
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
         """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, as torch.nn.Linear."""
@@ -42,97 +54,90 @@ class MLPClassifier(Task):
         uniform = torch.stack([torch.rand(self.spec.D, generator=rng) for rng in rngs])
         return (2 * uniform - 1) * bound
 
-    def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
-        """Epochs without replacement, the incomplete last batch dropped, as the published recipe."""
-        num_images = len(self.labels["train"])
-        if not 1 <= batch_size <= num_images:
-            raise ValueError(f"batch_size is {batch_size}; {self.id} has {num_images} training images")
-        batches_per_epoch = num_images // batch_size
-        epoch: Tensor | None = None
-        position = 0
+    def sampler(
+        self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+    ) -> Sampler:
+        clean = self.labels["train"]
+        gamma: Tensor | None = None
+        noisy: Tensor | None = None
+        if variation is not None:
+            if any(variation.gamma):
+                gamma = torch.tensor(variation.gamma)
+            if any(variation.label_noise):
+                noisy = torch.stack(
+                    [
+                        with_label_noise(clean, share, self.sizes[-1], rng=rng)
+                        for rng, share in zip(rngs, variation.label_noise, strict=True)
+                    ]
+                )
+        fractions = variation.data_fraction if variation else None
+        indices = mini_batches(rngs, len(clean), batch_size, fractions)
 
-        def next_batch(theta: Tensor) -> Batch:
-            nonlocal epoch, position
-            if epoch is None or position == batches_per_epoch:
-                orders = [torch.randperm(num_images, generator=rng) for rng in rngs]
-                epoch, position = torch.stack(orders).to(theta.device), 0
-            part = epoch[:, position * batch_size : (position + 1) * batch_size]
-            position += 1
-            return Batch(*self._gather("train", part))
+        def next_batch(params: Mapping[str, Tensor]) -> Batch:
+            index, device = next(indices), next(iter(params.values())).device
+            x = self._rows("train", index.flatten(), device)
+            y = clean[index] if noisy is None else noisy.gather(1, index)
+            on_device = gamma.to(device) if gamma is not None else None
+            return Batch(x.view(*index.shape, -1), y.to(device), on_device)
 
         return next_batch
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
-        logits = self._forward(self.spec.unflatten(theta), batch.x)[-1]
-        labels = _per_run(batch.y, len(theta))
-        return -logits.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1).mean(-1)
+        logits = stacked.forward(self._params(theta), batch.x, torch.float32)[-1]
+        labels = batch.y.repeat_interleave(len(theta) // len(batch.y), 0)
+        if batch.gamma is None:
+            return cross_entropy(logits, labels).mean(-1)
+        return tailr(logits, labels, batch.gamma).mean(-1)
 
     def gradients(self, params: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Back-propagation by hand: the first layer's weight gradient is one product per group of runs."""
-        *hidden, logits = self._forward(params, batch.x)
-        num_runs, _, batch_size = logits.shape
-        labels = _per_run(batch.y, num_runs).unsqueeze(1)
-        delta = logits.softmax(1)  # (K, C, B): softmax minus one-hot, over B
-        delta.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=delta.dtype)).div_(batch_size)
-        gradients: dict[str, Tensor] = {}
-        for layer in range(len(self.sizes) - 1, 1, -1):
-            below = hidden[layer - 2]  # (K, H, B)
-            gradients[f"fc{layer}.weight"] = delta.bmm(below.transpose(1, 2))
-            gradients[f"fc{layer}.bias"] = delta.sum(-1)
-            delta = params[f"fc{layer}.weight"].transpose(1, 2).bmm(delta).mul_(below > 0)
-        grouped = delta.reshape(len(batch.x), -1, batch_size)  # (G, K/G * H, B)
-        gradients["fc1.weight"] = grouped.bmm(batch.x).view(num_runs, *params["fc1.weight"].shape[1:])
-        gradients["fc1.bias"] = delta.sum(-1)
-        return gradients
+        function = stacked.compiled(stacked.gradients) if self.compile else stacked.gradients
+        found = function([params[name] for name in self.spec.names], *batch, self.product_dtype)
+        return dict(zip(self.spec.names, found, strict=True))
 
     def evaluate(self, theta: Float[Tensor, "K D"], split: str) -> dict[str, Float[Tensor, " K"]]:
-        params = {name: value.contiguous() for name, value in self.spec.unflatten(theta).items()}
+        params = [value.contiguous() for value in self._params(theta)]
+        function = stacked.compiled(stacked.metrics) if self.compile else stacked.metrics
         loss, wrong = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))
-        num_images = len(self.labels[split])
-        for part in torch.arange(num_images).split(EVALUATION_CHUNK):
-            x, y = self._gather(split, part.unsqueeze(0).to(theta.device))
-            logits = self._forward(params, x)[-1]  # (K, C, B)
-            labels = _per_run(y, len(theta))
-            right = logits.gather(1, labels.unsqueeze(1))
-            loss += (logits.logsumexp(1) - right.squeeze(1)).sum(-1)
-            # Right is only what beats all others: neither NaN nor a tie, or a network of zeros had no error.
-            wrong += ((logits >= right).sum(1) != 1).sum(-1)
-        return {"loss": loss / num_images, "error": wrong / num_images}
+        x, labels = self._whole(split, theta.device)
+        for images, y in zip(x.split(EVALUATION_CHUNK), labels.split(EVALUATION_CHUNK), strict=True):
+            losses, errors = function(params, images.unsqueeze(0), y, self.product_dtype)
+            loss += losses
+            wrong += errors
+        return {"loss": loss / len(labels), "error": wrong / len(labels)}
+
+    def with_products(self, precision: str, *, compile: bool = False) -> "MLPClassifier":
+        task = copy.copy(self)
+        task.product_dtype, task.compile = getattr(torch, precision), compile
+        task.prepared = {}
+        return task
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
-        x = self._normalise(self.images["train"]).double()
+        x = self._normalise(self.images["train"], torch.float32).double()
         mean = x.mean(0)
         covariance = (x - mean).T @ (x - mean) / len(x)
         return {"fc1": (mean.float(), covariance.float())}
 
-    def _gather(self, split: str, index: Int[Tensor, "G B"]) -> tuple[Tensor, Tensor]:
-        images, labels = self.images[split].to(index.device), self.labels[split].to(index.device)
-        return self._normalise(images[index]), labels[index]
+    def _params(self, theta: Tensor) -> list[Tensor]:
+        return list(self.spec.unflatten(theta).values())
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().div_(self.data.full_scale * self.data.std).sub_(self.data.mean / self.data.std)
+    def _rows(self, split: str, index: Tensor, device: torch.device) -> Tensor:
+        """Some images of a split, normalised: read from the prepared ones where memory allows."""
+        images = self.images[split]
+        if images.numel() * self.product_dtype.itemsize > PREPARED_BYTES:
+            return self._normalise(images.index_select(0, index).to(device))
+        return self._whole(split, device)[0].index_select(0, index.to(device))
 
-    def _forward(self, params: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
-        """Activations of every layer, (K, H, B) each, logits (K, C, B) last; x is (G, B, I).
+    def _whole(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All images of a split in the dtype of products, and their labels: prepared once."""
+        key = (split, device)
+        if key not in self.prepared:
+            images = self._normalise(self.images[split].to(device), self.product_dtype)
+            self.prepared[key] = images, self.labels[split].to(device)
+        return self.prepared[key]
 
-        The first layer of all runs of a group is ONE product: their rows stand below one another.
-        """
-        weight, bias = params["fc1.weight"], params["fc1.bias"]
-        num_runs, num_units, _ = weight.shape
-        grouped = torch.baddbmm(
-            bias.reshape(len(x), -1, 1), weight.reshape(len(x), -1, weight.shape[-1]), x.transpose(1, 2)
-        )
-        h = grouped.view(num_runs, num_units, -1)
-        activations = []
-        for layer in range(2, len(self.sizes)):
-            h = h.relu()
-            activations.append(h)
-            h = torch.baddbmm(params[f"fc{layer}.bias"].unsqueeze(-1), params[f"fc{layer}.weight"], h)
-        return [*activations, h]
-
-
-def _per_run(labels: Int[Tensor, "G B"], num_runs: int) -> Int[Tensor, "K B"]:
-    return labels.repeat_interleave(num_runs // len(labels), 0)
+    def _normalise(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        scaled = images.float().mul_(1 / (self.data.full_scale * self.data.std))
+        return scaled.sub_(self.data.mean / self.data.std).to(dtype or self.product_dtype)
 
 
 def _digits_mlp(data: ImageData) -> MLPClassifier:

@@ -17,7 +17,7 @@ from tests.conftest import plain_mlp
 PLAN = RunPlan(
     seed=3,
     num_steps=40,
-    batch_size=32,
+    batch_size=(32,),
     lr=(0.03, 0.3),
     weight_decay=(1e-4, 1e-2),
     init_scale=(0.5, 2.0),
@@ -71,7 +71,7 @@ def test_a_stack_equals_plain_pytorch_trainings(digits: MLPClassifier, group_siz
 
 @pytest.mark.parametrize("batch_size", [400, 1077])
 def test_a_second_epoch_equals_plain_pytorch_too(digits: MLPClassifier, batch_size: int) -> None:
-    plan = RunPlan(num_steps=6, batch_size=batch_size, num_checkpoints=7)
+    plan = RunPlan(num_steps=6, batch_size=(batch_size,), num_checkpoints=7)
     rows = list(train_stack(digits, plan, runs_of(plan, 2)))
     for k, run in enumerate(runs_of(plan, 2)):
         for row, theta in zip(rows, plain_training(digits, plan, run), strict=True):

@@ -43,7 +43,7 @@ def grid_on_the_way(task: Task, held_out: HeldOut, seed: int, num_prompts: int =
 
 def material(path: Path, task: Task, name: str | None = None) -> Report:
     """A zoo of 8 short runs, a generator that has not learned, and an evaluation with two seeds."""
-    plan = RunPlan(num_steps=12, num_checkpoints=5, batch_size=16)
+    plan = RunPlan(num_steps=12, num_checkpoints=5, batch_size=(16,))
     header = ZooHeader.of_task(task, plan, num_runs=8, stack_size=4, dtype="float32")
     zoo = Zoo.create(path, dataclasses.replace(header, task=name or task.id))
     for unit in range(2):

@@ -1,0 +1,130 @@
+"""ZooHeader: what a zoo holds and by which recipe, fixed when it is begun: zoo.json."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .plan import RunPlan, RunSettings
+from .schema import DTYPES, SCHEMA_VERSION
+from .spec import ParamSpec
+from .tasks.base import SPLITS, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedRun:
+    """What is known of a run that was trained elsewhere."""
+
+    run_id: int
+    order_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """In the place of a RunPlan: runs that were trained elsewhere."""
+
+    source: str
+    """Where they come from."""
+    num_checkpoints: int
+    """Checkpoints of a run."""
+    group_size: int = 1
+    """Runs in sequence that belong together, and are held out together."""
+
+    def run(self, run_id: int) -> ImportedRun:
+        return ImportedRun(run_id=run_id, order_id=run_id // self.group_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooHeader:
+    """What a zoo holds, fixed when it is begun: zoo.json."""
+
+    task: str
+    spec: ParamSpec
+    metrics: tuple[str, ...]
+    """Columns of metrics: validation_loss, ..."""
+    prompted: str
+    """The column that prompts are about."""
+    objective: str
+    plan: RunPlan | Imported
+    """The recipe."""
+    num_runs: int
+    stack_size: int
+    """Runs per unit of work, which is one stack and one shard."""
+    dtype: str = "float32"
+    inputs: str = ""
+    """How a network's input is made from raw data."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        for name in ("num_runs", "stack_size"):
+            if getattr(self, name) < 1 or getattr(self, name) % self.plan.group_size:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected a positive multiple of group_size "
+                    f"{self.plan.group_size}, since runs of a group are trained together"
+                )
+
+    @classmethod
+    def of_task(cls, task: Task, plan: RunPlan, *, num_runs: int, stack_size: int, dtype: str) -> "ZooHeader":
+        return cls(
+            task=task.id,
+            spec=task.spec,
+            metrics=tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics),
+            prompted=f"validation_{task.metric}",
+            objective=task.objective,
+            plan=plan,
+            num_runs=num_runs,
+            stack_size=stack_size,
+            dtype=dtype,
+            inputs=task.inputs,
+        )
+
+    @property
+    def runs_plan(self) -> RunPlan:
+        """The plan by which its runs can be made.
+
+        Raises:
+            ValueError: they were imported.
+        """
+        if isinstance(self.plan, Imported):
+            raise ValueError(f"this zoo was imported from {self.plan.source}: its runs cannot be made anew")
+        return self.plan
+
+    def unit_settings(self, unit: int) -> list[dict[str, Any]]:
+        """Every hyper-parameter of a unit's runs, drawn or shared."""
+        if isinstance(self.plan, Imported):
+            shared: dict[str, Any] = {"source": self.plan.source}
+        else:
+            names = ("seed", "num_steps", "schedule", "precision")
+            shared = {name: getattr(self.plan, name) for name in names}
+        return [asdict(run) | shared for run in self.unit_runs(unit)]
+
+    @property
+    def num_units(self) -> int:
+        return -(-self.num_runs // self.stack_size)
+
+    def unit_runs(self, unit: int) -> list[RunSettings] | list[ImportedRun]:
+        return [self.plan.run(run_id) for run_id in self.run_ids(unit)]
+
+    def run_ids(self, unit: int) -> range:
+        first = unit * self.stack_size
+        return range(first, min(first + self.stack_size, self.num_runs))
+
+    def num_training_runs(self, held_out: float) -> int:
+        """How many runs to train on: the first ones. The last `held_out` of the groups are never touched."""
+        groups = self.num_runs // self.plan.group_size
+        return (groups - max(1, round(held_out * groups))) * self.plan.group_size
+
+    def to_json(self) -> str:
+        fields = asdict(self) | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        return json.dumps(fields, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ZooHeader":
+        fields = json.loads(text)
+        del fields["schema_version"]
+        plan: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in fields.pop("plan").items()
+        }
+        recipe = Imported(**plan) if "source" in plan else RunPlan(**plan)
+        spec = ParamSpec.from_json(json.dumps(fields.pop("spec")))
+        return cls(**fields | {"plan": recipe, "spec": spec, "metrics": tuple(fields["metrics"])})

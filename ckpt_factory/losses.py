@@ -1,0 +1,32 @@
+"""Losses of classifiers over stacks: cross-entropy, and TaiLr, which trusts unlikely labels less."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def cross_entropy(logits: Float[Tensor, "K C B"], labels: Int[Tensor, "K B"]) -> Float[Tensor, "K B"]:
+    """-log p_y of each image."""
+    return -logits.log_softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def tailr(
+    logits: Float[Tensor, "K C B"], labels: Int[Tensor, "K B"], gamma: Float[Tensor, " K"]
+) -> Float[Tensor, "K B"]:
+    """TaiLr (Ji et al. 2023, eq. 9): -log(gamma + (1 - gamma) p_y) / (1 - gamma), 0 <= gamma < 1.
+
+    gamma = 0 is cross-entropy; towards 1 it becomes 1 - p_y, a surrogate of the error rate.
+    """
+    gamma = gamma.unsqueeze(1)
+    log_p = -cross_entropy(logits, labels)
+    return -torch.logaddexp(gamma.log(), (1 - gamma).log() + log_p) / (1 - gamma)
+
+
+def tailr_weight(p: Float[Tensor, "K B"], gamma: Float[Tensor, " K"]) -> Float[Tensor, "K B"]:
+    """TaiLr's other form: its gradient is this weight times that of cross-entropy (ibid., eq. 10).
+
+    w = p / (gamma + (1 - gamma) p), taken as a constant: 1 where p is 1, near 0 where the label is unlikely.
+    """
+    gamma = gamma.unsqueeze(1)
+    # At gamma = 0 the weight is 1 even where p has underflowed to 0.
+    return torch.where(gamma == 0, 1.0, p / (gamma + (1 - gamma) * p))
