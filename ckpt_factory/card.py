@@ -5,9 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from .files import write_text
 from .header import Imported
 from .plan import RunPlan
+from .plots import zoo_picture
 from .zoo import Zoo
+
+PICTURE = "coverage.png"
+"""The picture beside a zoo's card."""
+
+
+def write_card(zoo: Zoo) -> None:
+    """README.md of a zoo and the picture in it."""
+    if zoo.finished_units():
+        zoo_picture(zoo, zoo.path / PICTURE)
+    write_text(zoo.path / "README.md", zoo_card(zoo))
 
 
 def zoo_summary(zoo: Zoo) -> dict[str, Any]:
@@ -44,7 +56,7 @@ def span(low: float, high: float) -> str:
 def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
     """A recipe in words, for the card, `theta info` and the report."""
     if isinstance(plan, Imported):
-        return {"source": f"imported from {plan.source}", "checkpoints": f"{plan.num_checkpoints} a run"}
+        return {"source": f"imported from {plan.source}", "saved": f"{plan.num_checkpoints} checkpoints a run"}
     order = "every run has a batch order of its own"
     if plan.group_size > 1:
         order = f"each {plan.group_size} runs in sequence share their batch order (order_id)"
@@ -55,7 +67,7 @@ def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
         "learning rate": f"{span(*plan.lr)} as of SGD, {plan.schedule}{every}",
         "weight decay": f"{span(*plan.weight_decay)} as of SGD",
         "initialisation": f"{_any(plan.init)}, scale {span(*plan.init_scale)}, seed {plan.seed}",
-        "checkpoints": f"{plan.num_checkpoints} a run, {SPACING[plan.spacing]}",
+        "saved": f"{plan.num_checkpoints} checkpoints a run, {SPACING[plan.spacing]}",
         "precision": plan.precision,
     }
     loss = _any(plan.loss) + (f" with gamma {span(*plan.gamma)}" if "tailr" in plan.loss else "")
@@ -95,6 +107,8 @@ def zoo_card(zoo: Zoo) -> str:
 
 {s["runs"]:,} runs, {s["checkpoints"]:,} checkpoints of {h.spec.D:,} parameters, {s["bytes"] / 1e6:,.0f} MB, \
 {s["diverged_runs"]} diverged runs (kept, `status` says which). {s["shards"]} of {s["planned_shards"]} shards.
+
+![coverage, learning curves and endings]({PICTURE})
 
 ## Recipe
 {recipe}

@@ -12,8 +12,8 @@ import torch
 from ray.exceptions import RayError
 
 from ckpt_factory import RunPlan, Task, make, train_stack
-from ckpt_factory.card import zoo_card
-from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.card import write_card
+from ckpt_factory.files import check_writable
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.verify import sums_problems
@@ -60,12 +60,46 @@ def mnist() -> FactoryConfig:
     return FactoryConfig(task="mnist-mlp-v0", num_runs=3000, stack_size=60, plan=plan)
 
 
+def published() -> FactoryConfig:
+    """The published MNIST recipe, 11,700 steps, 200 checkpoints: only the seed varies."""
+    plan = RunPlan(
+        num_steps=11_700,
+        batch_size=(128,),
+        schedule_every=468,
+        group_size=16,
+        num_checkpoints=200,
+        spacing="random",
+        precision="bfloat16",
+        compile=True,
+    )
+    return FactoryConfig(task="mnist-mlp-v0", num_runs=1024, stack_size=64, plan=plan)
+
+
+def diverse() -> FactoryConfig:
+    """4,096 runs on digits of many recipes: optimizers, rates, initialisations, losses, label noise."""
+    plan = RunPlan(
+        optimizer=("sgd", "adamw", "lion", "tiger", "amos"),
+        batch_size=(16, 32, 64),
+        lr=(0.02, 0.3),
+        weight_decay=(1e-5, 1e-2),
+        momentum=(0.8, 0.95),
+        init=("default", "kaiming", "xavier", "orthogonal"),
+        init_scale=(0.5, 1.5),
+        label_noise=(0.0, 0.3),
+        data_fraction=(0.5, 1.0),
+        loss=("cross-entropy", "tailr"),
+        gamma=(0.05, 0.3),
+        spacing="metric",
+    )
+    return FactoryConfig(num_runs=4096, plan=plan)
+
+
 def smoke() -> FactoryConfig:
     """64 short runs on digits: a zoo in seconds, to see that all works."""
     return FactoryConfig(num_runs=64, stack_size=16, plan=RunPlan(num_steps=100, num_checkpoints=12))
 
 
-PRESETS = {"digits": digits, "mnist": mnist, "smoke": smoke}
+PRESETS = {each.__name__: each for each in (digits, mnist, published, diverse, smoke)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +167,7 @@ class CheckpointFactory:
         reports, failed = self._make(zoo, task, todo) if todo else ([], {})
         zoo.remove_leftovers()  # of actors that were killed
         metrics = _metrics(zoo, reports, time.monotonic() - started)
-        write_text(zoo.path / "README.md", zoo_card(zoo))
+        write_card(zoo)
         error = "; ".join(f"shard {unit} set aside: {why}" for unit, why in sorted(failed.items())) or None
         return ZooResult(path=zoo.path, metrics=metrics | {"units_failed": sorted(failed)}, error=error)
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckpt_factory.card import recipe_facts, zoo_summary
+from ckpt_factory.card import PICTURE, recipe_facts, zoo_summary
 from ckpt_factory.files import check_writable
+from ckpt_factory.plots import coverage, sparkline, zoo_picture
 from ckpt_factory.zoo import Zoo
 
 from .command import Command
@@ -28,7 +29,13 @@ def info(config: InfoConfig) -> dict[str, Any]:
     finals = summary.pop("final")
     recipe = recipe_facts(zoo.header.plan)
     metrics = {f"final_{name}_{key}": value for name, v in finals.items() for key, value in v.items()}
-    return summary | {name.replace(" ", "_"): text for name, text in recipe.items()} | metrics
+    edges, counts = coverage(zoo)
+    zoo_picture(zoo, config.out / PICTURE)
+    shown = {
+        "coverage": f"{sparkline(counts)}  {zoo.header.prompted} {edges[0]:.3g} to {edges[-1]:.3g}",
+        "picture": str(config.out / PICTURE),
+    }
+    return summary | shown | {name.replace(" ", "_"): text for name, text in recipe.items()} | metrics
 
 
 def _check(config: InfoConfig) -> None:
