@@ -56,7 +56,10 @@ def span(low: float, high: float) -> str:
 def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
     """A recipe in words, for the card, `theta info` and the report."""
     if isinstance(plan, Imported):
-        return {"source": f"imported from {plan.source}", "saved": f"{plan.num_checkpoints} checkpoints a run"}
+        return {
+            "source": f"imported from {plan.source}",
+            "saved": f"{plan.num_checkpoints} checkpoints a run",
+        }
     order = "every run has a batch order of its own"
     if plan.group_size > 1:
         order = f"each {plan.group_size} runs in sequence share their batch order (order_id)"

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import stacked
@@ -104,6 +104,17 @@ class MLPClassifier(Task):
             loss += losses
             wrong += errors
         return {"loss": loss / len(labels), "error": wrong / len(labels)}
+
+    def predict(
+        self, theta: Float[Tensor, "K D"], split: str
+    ) -> tuple[Float[Tensor, "K C B"], Int[Tensor, " B"]]:
+        """Logits of all images of a split, and their labels."""
+        x, labels = self._whole(split, theta.device)
+        chunks = [
+            stacked.forward(self._params(theta), part.unsqueeze(0), self.product_dtype)[-1]
+            for part in x.split(EVALUATION_CHUNK)
+        ]
+        return torch.cat(chunks, -1), labels
 
     def with_products(self, precision: str, *, compile: bool = False) -> "MLPClassifier":
         task = copy.copy(self)
