@@ -102,7 +102,7 @@ class ZooHeader:
     def num_units(self) -> int:
         return -(-self.num_runs // self.stack_size)
 
-    def unit_runs(self, unit: int) -> list[RunSettings] | list[ImportedRun]:
+    def unit_runs(self, unit: int) -> list[RunSettings | ImportedRun]:
         return [self.plan.run(run_id) for run_id in self.run_ids(unit)]
 
     def run_ids(self, unit: int) -> range:

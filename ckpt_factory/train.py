@@ -172,4 +172,5 @@ def _by_step(saved: Int[Tensor, "K S"]) -> dict[int, tuple[Tensor, Tensor]]:
     for k, steps in enumerate(saved.tolist()):
         for i, step in enumerate(steps):
             found.setdefault(step, []).append((k, i))
-    return {step: tuple(torch.tensor(pairs).unbind(1)) for step, pairs in found.items()}
+    tables = {step: torch.tensor(pairs) for step, pairs in found.items()}
+    return {step: (pairs[:, 0], pairs[:, 1]) for step, pairs in tables.items()}
