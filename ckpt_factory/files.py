@@ -32,8 +32,10 @@ def check_writable(folder: Path) -> None:
     """Make `folder` and a file in it, or say in one line why that cannot be.
 
     Raises:
-        ValueError: the folder cannot be made or written into.
+        ValueError: the folder cannot be made or written into, or holds a Python package.
     """
+    if (folder / "__init__.py").exists():
+        raise ValueError(f"{folder} is a Python package, nothing to write results into; give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"

@@ -54,6 +54,9 @@ class ZooHeader:
     """How a network's input is made from raw data."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("task", str), ("prompted", str), ("num_runs", int), ("stack_size", int)):
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {kind.__name__}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("num_runs", "stack_size"):

@@ -134,8 +134,8 @@ class RunPlan:
             raise ValueError(
                 f"block_size is {self.block_size}; expected a multiple of group_size {self.group_size}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
         if not 2 <= self.num_checkpoints <= self.num_steps + 1:
             raise ValueError(
                 f"num_checkpoints is {self.num_checkpoints}; {self.num_steps} steps allow 2 to "

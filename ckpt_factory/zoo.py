@@ -62,7 +62,7 @@ class Zoo:
             )
         try:
             return cls(path, ZooHeader.from_json(text))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             why = " ".join(str(error).split())[:160]
             raise ValueError(
                 f"{path / HEADER} is not a zoo's header ({why}); restore it or make the zoo anew"
@@ -107,8 +107,26 @@ class Zoo:
 
     def finished_units(self) -> list[int]:
         """The units that are done; resuming makes the others, and nothing else decides."""
-        parts = {path.name for path in (self.path / "sums").glob("part-*.sha256")}
-        return [u for u in range(self.header.num_units) if self.sums_path(u).name in parts]
+        found = []
+        for path in (self.path / "sums").glob("part-*.sha256"):
+            number = path.stem.removeprefix("part-")
+            if (
+                number.isdecimal()
+                and int(number) < self.header.num_units
+                and path == self.sums_path(int(number))
+            ):
+                found.append(int(number))
+        return sorted(found)
+
+    def unreadable_units(self) -> list[str]:
+        """What is wrong with finished units at a first look, at their footers; `verify` reads them whole."""
+        found = []
+        for unit in self.finished_units():
+            try:
+                self.row_groups(unit)
+            except ValueError as error:
+                found.append(str(error))
+        return found
 
     @cached_property
     def schema(self) -> pa.Schema:

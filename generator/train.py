@@ -1,6 +1,7 @@
 """The generator's training loop: plain torch, one process or one rank of many."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class TrainConfig:
     """Steps between reports."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which a killed training goes on."""
+    checkpoint_every_s: float = 20.0
+    """Seconds between checkpoints, where that comes first."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
@@ -57,11 +60,13 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
-        if not self.lr > 0 or not 0 <= self.ema < 1 or self.weight_decay < 0 or self.warmup_steps < 0:
+        for name in ("lr", "clip_norm", "checkpoint_every_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive, finite number")
+        if not 0 <= self.ema < 1 or not 0 <= self.weight_decay < math.inf or self.warmup_steps < 0:
             raise ValueError(
-                f"lr {self.lr} must be positive, ema {self.ema} in [0, 1), weight_decay "
-                f"{self.weight_decay} and "
-                f"warmup_steps {self.warmup_steps} not negative"
+                f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} and warmup_steps "
+                f"{self.warmup_steps} finite and not negative"
             )
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise ValueError(f"time_budget_s is {self.time_budget_s}; expected a positive number of seconds")
@@ -176,16 +181,19 @@ def train(
         precision = faster_precision(model.config.width, device)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
     began, progress, meter = time.monotonic() - training.elapsed_s, 0.0, Meter()
+    saved_s = agreed_s = training.elapsed_s
     while True:
         step = training.step
         training.elapsed_s = time.monotonic() - began
         if step % SYNC_EVERY == 0 or not meter.pairs:
-            progress = _progress(training, device)
+            progress, agreed_s = _agree(training, device)
         ends = max(progress, step / config.steps) >= 1
-        save = ends or step % config.checkpoint_every == 0
+        late = agreed_s - saved_s >= config.checkpoint_every_s
+        save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
             metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
             report({**metrics, "train_s": training.elapsed_s}, training.state_dict() if save else None)
+            saved_s = agreed_s if save else saved_s
         if ends:
             return training.ema
         asked = time.monotonic()
@@ -213,16 +221,16 @@ def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
     return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
 
 
-def _progress(training: Training, device: torch.device | str) -> float:
-    """Share of the training that has passed, by steps or by the clock; rank 0's clock counts for all."""
+def _agree(training: Training, device: torch.device | str) -> tuple[float, float]:
+    """(share of the training that has passed, by steps or by the clock; seconds): rank 0's clock is all's."""
     config = training.config
-    share = training.step / config.steps
-    if config.time_budget_s is None:
-        return share
-    agreed = torch.tensor(max(share, training.elapsed_s / config.time_budget_s), device=device)
+    seconds = torch.tensor(training.elapsed_s, dtype=torch.float64, device=device)
     if dist.is_initialized():
-        dist.broadcast(agreed, 0)
-    return float(agreed)
+        dist.broadcast(seconds, 0)
+    share = training.step / config.steps
+    if config.time_budget_s is not None:
+        share = max(share, float(seconds) / config.time_budget_s)
+    return share, float(seconds)
 
 
 def _of_all_ranks(own: Tensor) -> list[Tensor]:

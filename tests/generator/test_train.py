@@ -154,9 +154,9 @@ def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
     [
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"lr": 0.0}, "lr 0.0 must be positive"),
-        ({"ema": 1.0}, r"ema 1.0 in \[0, 1\)"),
-        ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"lr": 0.0}, "lr is 0.0; expected a positive, finite number"),
+        ({"ema": 1.0}, r"ema 1.0 must be in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay -1.0 and"),
         ({"time_budget_s": 0.0}, "time_budget_s is 0.0"),
     ],
 )
