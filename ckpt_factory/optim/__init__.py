@@ -2,8 +2,21 @@
 
 from .adamw import AdamW
 from .amos import Amos
+from .check import check_optimizer
+from .kinds import OPTIMIZERS, OptimizerKind, make_optimizer, optimizer_kind
 from .lion import Lion
 from .sgd import SGD
 from .tiger import Tiger
 
-__all__ = ["SGD", "AdamW", "Amos", "Lion", "Tiger"]
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "AdamW",
+    "Amos",
+    "Lion",
+    "OptimizerKind",
+    "Tiger",
+    "check_optimizer",
+    "make_optimizer",
+    "optimizer_kind",
+]
