@@ -90,7 +90,7 @@ class RunPlan:
     """Training loss; of several, one is drawn."""
     gamma: tuple[float, float] = (0.1, 0.1)
     """TaiLr's gamma, uniform in this range: 0 is cross-entropy, 1 the error rate's surrogate."""
-    schedule: Literal["cosine", "constant", "inverse-time"] = "cosine"
+    schedule: Literal["cosine", "constant", "inverse-time", "inverse-time-squared"] = "cosine"
     """Learning rate over a run: cosine to zero, constant, or inverse in time."""
     schedule_every: int = 1
     """Steps between changes of the learning rate; the published recipes change it once an epoch."""
