@@ -61,17 +61,17 @@ def test_sgd_equivalent_steps_are_exact_on_a_hand_made_curve() -> None:
     curve = torch.tensor([4.0, 2.0, 1.0])
     reached = [5.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5]
     expected = [0.0, 0.0, 4**0.5 - 1, 3.0, 4**1.5 - 1, 15.0, math.inf]
-    ours = sgd_equivalent_steps(curve.expand(7, 3), [0, 3, 15], torch.tensor(reached), "min")
+    steps = torch.tensor([0, 3, 15]).expand(7, 3)
+    ours = sgd_equivalent_steps(curve.expand(7, 3), steps, torch.tensor(reached), "min")
     torch.testing.assert_close(ours, torch.tensor(expected))
-    ours = sgd_equivalent_steps(-curve.expand(7, 3), [0, 3, 15], -torch.tensor(reached), "max")
+    ours = sgd_equivalent_steps(-curve.expand(7, 3), steps, -torch.tensor(reached), "max")
     torch.testing.assert_close(ours, torch.tensor(expected))
 
 
 def test_sgd_equivalent_steps_take_the_best_so_far_of_a_noisy_curve() -> None:
     curve = torch.tensor([[4.0, 2.0, 3.0, 1.0]])
-    ours = [
-        sgd_equivalent_steps(curve, [0, 1, 3, 7], torch.tensor([r]), "min").item() for r in (3.0, 2.0, 1.5)
-    ]
+    steps = torch.tensor([[0, 1, 3, 7]])
+    ours = [sgd_equivalent_steps(curve, steps, torch.tensor([r]), "min").item() for r in (3.0, 2.0, 1.5)]
     # 3 lies half way from step 0 to 1; 2 is reached at 1; 1.5 lies half way from 3 (still 2) to 7
     np.testing.assert_allclose(ours, [2**0.5 - 1, 1.0, 4 * 2**0.5 - 1], rtol=1e-5)
 
@@ -99,7 +99,8 @@ def test_held_out_runs_are_never_training_runs(
 ) -> None:
     held_out = held_out_runs(digits_zoo, with_training_runs(generator, training_runs), 100)
     assert held_out.run_ids == list(range(training_runs, 24))
-    assert held_out.steps == digits_zoo.header.plan.steps()
+    plan = digits_zoo.header.runs_plan
+    assert held_out.steps.tolist() == [plan.steps(run_id) for run_id in held_out.run_ids]
     for i, run_id in enumerate(held_out.run_ids):
         rows = digits_zoo.read_unit(run_id // 8)
         assert torch.equal(held_out.theta[i], rows.theta[run_id % 8])
@@ -126,11 +127,11 @@ def test_diverged_runs_are_not_evaluated(generator: WeightGenerator, tmp_path: P
     """One has lost its parameters, another only its metrics: 1e30 is finite, its square is not."""
     task, plan = make("quadratic-v0"), RunPlan(num_steps=4, num_checkpoints=3)
     zoo = Zoo.create(tmp_path, ZooHeader.of_task(task, plan, num_runs=4, stack_size=4, dtype="float32"))
-    rows = list(train_stack(task, plan, zoo.header.unit_runs(0)))
+    rows = train_stack(task, plan, plan.runs(range(4)))
     for run, value in ((1, torch.inf), (2, 1e30)):
-        rows[-1].theta[run] = value
-        for metric in rows[-1].metrics.values():
-            metric[run] = torch.inf
+        rows.theta[run, -1] = value
+        for metric in rows.metrics.values():
+            metric[run, -1] = torch.inf
     zoo.write_unit(0, rows)
     assert [run["status"] for run in zoo.read_runs().to_pylist()] == [
         "finished",
