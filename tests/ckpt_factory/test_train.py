@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ckpt_factory import RunPlan, RunSettings, make, train_stack
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import Sampler, Variation, seeded
-from tests.conftest import plain_mlp
+
+from .plain import plain_training
 
 PLAN = RunPlan(
     seed=3,
@@ -27,33 +27,6 @@ PLAN = RunPlan(
 
 def runs_of(plan: RunPlan, num: int) -> list[RunSettings]:
     return [plan.run(i) for i in range(num)]
-
-
-def plain_training(task: MLPClassifier, plan: RunPlan, run: RunSettings) -> Tensor:
-    """The oracle: a module, torch's SGD and cosine schedule, batches of a shuffled epoch, images by hand."""
-    theta = task.init(plan.init_rngs([run]))[0] * run.init_scale
-    net = plain_mlp(task.sizes, task.spec.unflatten(theta))
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=run.lr, momentum=0.9, nesterov=True, weight_decay=run.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=plan.num_steps)
-    pixels = torch.from_numpy(task.data.images["train"].astype(np.float32)).flatten(1)
-    images = (pixels / task.data.full_scale - task.data.mean) / task.data.std
-    labels = torch.from_numpy(task.data.labels["train"])
-    order_rng = plan.order_rngs([run])[0]
-    kept, batches = [], []
-    for step in range(plan.num_steps + 1):
-        if step in plan.steps(run.run_id):
-            kept.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]))
-        if len(batches) == 0:
-            order = torch.randperm(len(labels), generator=order_rng)
-            batches = [b for b in order.split(run.batch_size) if len(b) == run.batch_size]
-        batch = batches.pop(0)
-        optimizer.zero_grad()
-        F.cross_entropy(net(images[batch]), labels[batch]).backward()
-        optimizer.step()
-        schedule.step()
-    return torch.stack(kept)
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
