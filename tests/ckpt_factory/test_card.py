@@ -34,7 +34,7 @@ def test_card_mentions_the_facts(digits_zoo: Zoo) -> None:
         "learning rate: 0.1",
     ]
     facts += [
-        f"{plan.num_checkpoints} a run, at log-spaced steps",
+        f"{plan.num_checkpoints} checkpoints a run, at log-spaced steps",
         "| fc2.weight | [10, 16] | 1040 | 1200 |",
         "float32",
     ]
