@@ -15,6 +15,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo, ZooHeader
 from generator.artefact import WeightGenerator
 from generator.evaluate import (
+    at_steps,
     held_out_runs,
     nearest_distance,
     networks_of_metric,
@@ -25,6 +26,7 @@ from generator.evaluate import (
     summarise,
     training_checkpoints,
 )
+from tests.conftest import write_zoo
 
 from .conftest import TRAINING_RUNS
 
@@ -76,6 +78,45 @@ def test_sgd_equivalent_steps_take_the_best_so_far_of_a_noisy_curve() -> None:
     np.testing.assert_allclose(ours, [2**0.5 - 1, 1.0, 4 * 2**0.5 - 1], rtol=1e-5)
 
 
+def test_sgd_equivalent_steps_are_read_off_each_runs_own_steps() -> None:
+    """The same curve, saved at other steps: at 0, 3, 15, at 0, 7, 63 and at 0, 1, 2."""
+    curve = torch.tensor([4.0, 2.0, 1.0]).expand(3, 3)
+    steps = torch.tensor([[0, 3, 15], [0, 7, 63], [0, 1, 2]])
+    for reached, expected in (
+        (3.0, [4**0.5 - 1, 8**0.5 - 1, 2**0.5 - 1]),
+        (2.0, [3.0, 7.0, 1.0]),
+        (1.5, [4**1.5 - 1, 8**1.5 - 1, 6**0.5 - 1]),
+        (0.5, [math.inf] * 3),
+    ):
+        ours = sgd_equivalent_steps(curve, steps, torch.full((3,), reached), "min")
+        torch.testing.assert_close(ours, torch.tensor(expected))
+        ours = sgd_equivalent_steps(-curve, steps, torch.full((3,), -reached), "max")
+        torch.testing.assert_close(ours, torch.tensor(expected))
+
+
+def test_curves_at_common_steps_stay_as_they_are() -> None:
+    rng = torch.Generator().manual_seed(0)
+    metric, steps = torch.rand(4, 3, generator=rng), torch.tensor([0, 5, 9]).expand(4, 3)
+    assert torch.equal(at_steps(metric, steps), metric)
+
+
+def test_curves_are_interpolated_at_the_first_runs_steps_in_log_1_plus_step() -> None:
+    """On curves that are straight in log(1 + step), what is interpolated is exact."""
+    steps = torch.tensor([[0, 3, 15, 63], [0, 1, 7, 63], [0, 20, 40, 63], [0, 3, 15, 63]])
+    slope, height = torch.tensor([[1.0], [-2.0], [0.5], [3.0]]), torch.tensor([[0.0], [5.0], [1.0], [2.0]])
+    ours = at_steps(height + slope * steps.float().log1p(), steps)
+    torch.testing.assert_close(ours, height + slope * steps[0].float().log1p())
+
+
+def test_interpolated_curves_go_through_their_neighbours_and_hold_their_ends() -> None:
+    steps = torch.tensor([[0, 3, 15, 63], [1, 2, 7, 31]])
+    ours = at_steps(torch.tensor([[9.0, 8.0, 7.0, 6.0], [4.0, 3.0, 1.0, 2.0]]), steps)
+    assert ours[0].tolist() == [9.0, 8.0, 7.0, 6.0]
+    # 0 lies before the second run's steps; 3 between 2 and 7; 15 half way from 7 to 31; 63 after its last
+    between = 3.0 - 2.0 * math.log(4 / 3) / math.log(8 / 3)
+    assert ours[1].tolist() == pytest.approx([4.0, between, 1.5, 2.0])
+
+
 def test_retrieval_picks_the_nearest_checkpoint() -> None:
     rng = torch.Generator().manual_seed(0)
     validation, test = torch.rand(50, generator=rng), torch.rand(50, generator=rng)
@@ -105,6 +146,25 @@ def test_held_out_runs_are_never_training_runs(
         rows = digits_zoo.read_unit(run_id // 8)
         assert torch.equal(held_out.theta[i], rows.theta[run_id % 8])
         assert torch.equal(held_out.metrics["test_error"][i], rows.metrics["test_error"][run_id % 8])
+
+
+def test_held_out_runs_keep_their_own_steps(digits: Task, generator: WeightGenerator, tmp_path: Path) -> None:
+    """Of a zoo at random steps, in two shards, the runs' steps, networks and metrics stay together."""
+    plan = RunPlan(num_steps=40, num_checkpoints=5, spacing="random")
+    zoo = write_zoo(tmp_path, digits, plan, num_runs=8, stack_size=4)
+    held_out = held_out_runs(zoo, with_training_runs(generator, 3), 4)
+    assert held_out.run_ids == [3, 4, 5, 6]
+    assert held_out.steps.tolist() == [plan.steps(run_id) for run_id in held_out.run_ids]
+    grids = [grid_of(generator, digits, held_out.theta[:, 0], 0)]
+    result, arrays = summarise(generator, held_out, grids, training_checkpoints(zoo, 3))
+    assert result["sgd_total_steps"] == 40
+    assert arrays["steps"].tolist() == plan.steps(3)
+    expected = at_steps(held_out.metrics["test_loss"], held_out.steps)
+    assert torch.equal(arrays["sgd_test_loss"], expected)
+    assert not torch.equal(expected, held_out.metrics["test_loss"])
+    reached = grids[0]["test_loss"][:, 0]
+    each = sgd_equivalent_steps(held_out.metrics["test_loss"], held_out.steps, reached, "min")
+    assert torch.equal(arrays["sgd_steps"][0], each)
 
 
 def test_at_most_so_many_held_out_runs_as_asked_for(digits_zoo: Zoo, generator: WeightGenerator) -> None:
