@@ -29,6 +29,11 @@ class Imported:
     group_size: int = 1
     """Runs in sequence that belong together, and are held out together."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_checkpoints", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
     def run(self, run_id: int) -> ImportedRun:
         return ImportedRun(run_id=run_id, order_id=run_id // self.group_size)
 
@@ -97,7 +102,7 @@ class ZooHeader:
         if isinstance(self.plan, Imported):
             shared: dict[str, Any] = {"source": self.plan.source}
         else:
-            names = ("seed", "num_steps", "schedule", "precision")
+            names = ("seed", "num_steps", "schedule", "schedule_every", "precision")
             shared = {name: getattr(self.plan, name) for name in names}
         return [asdict(run) | shared for run in self.unit_runs(unit)]
 

@@ -76,7 +76,7 @@ def metrics(
     logits = forward(params, x, dtype)[-1]  # (K, C, B)
     right = logits.gather(1, labels.expand(len(logits), 1, -1))
     losses = logits.logsumexp(1) - right.squeeze(1)
-    wrong = (logits >= right).sum(1) != 1
+    wrong = (logits < right).sum(1) != logits.shape[1] - 1
     return losses.sum(-1), wrong.sum(-1).to(losses.dtype)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .files import TEMPORARY, atomic_path, check_same, write_text
 from .header import ZooHeader
-from .schema import SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
+from .schema import DTYPES, SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
 from .train import Rows
 
 ROW_GROUP_BYTES = 4 * 2**20
@@ -146,6 +146,8 @@ class Zoo:
                 f"unit {unit} is {num_checkpoints} checkpoints each of the runs {ids[0]} to {ids[-1]}, got "
                 f"theta {shape} of the runs {rows.run_ids.tolist()}"
             )
+        if rows.theta.dtype != DTYPES[self.header.dtype]:  # their bytes would be stored as they are
+            raise ValueError(f"this zoo holds theta as {self.header.dtype}, got {rows.theta.dtype}")
         table = checkpoint_table(
             self.schema,
             rows.run_ids.repeat_interleave(num_checkpoints).numpy(),

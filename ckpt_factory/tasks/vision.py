@@ -41,7 +41,7 @@ class MLPClassifier(Task):
         self.images = {split: torch.from_numpy(x).flatten(1) for split, x in data.images.items()}
         self.labels = {split: torch.from_numpy(y) for split, y in data.labels.items()}
         self.product_dtype, self.compile = torch.float32, False
-        self.prepared: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self.prepared: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"prepared": {}}
@@ -119,7 +119,7 @@ class MLPClassifier(Task):
     def with_products(self, precision: str, *, compile: bool = False) -> "MLPClassifier":
         task = copy.copy(self)
         task.product_dtype, task.compile = getattr(torch, precision), compile
-        task.prepared = {}
+        task.prepared = self.prepared  # copying goes through __getstate__
         return task
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
@@ -140,7 +140,7 @@ class MLPClassifier(Task):
 
     def _whole(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """All images of a split in the dtype of products, and their labels: prepared once."""
-        key = (split, device)
+        key = (split, device, self.product_dtype)
         if key not in self.prepared:
             images = self._normalise(self.images[split].to(device), self.product_dtype)
             self.prepared[key] = images, self.labels[split].to(device)
