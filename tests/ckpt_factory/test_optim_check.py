@@ -149,7 +149,7 @@ def test_a_rate_for_sgd_times_the_ratio_trains_digits(name: str, digits: Task) -
     optimizer = make_optimizer(name, params, lr=0.0, weight_decay=decay, momentum=0.9)
     next_batch = digits.sampler(plan.order_rngs(runs), 32)
     for step in range(plan.num_steps):
-        for key, gradient in digits.gradients(params, next_batch(theta)).items():
+        for key, gradient in digits.gradients(params, next_batch(params)).items():
             params[key].grad = gradient
         lr = 0.1 * kind.lr_ratio * lr_factor("cosine", step, plan.num_steps)
         optimizer.param_groups[0]["lr"] = lr
