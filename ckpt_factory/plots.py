@@ -45,7 +45,9 @@ def zoo_picture(zoo: Zoo, path: Path) -> None:
             ax.tick_params(which="both", colors=MUTED)
             for axis in (ax.xaxis, ax.yaxis):
                 if axis.get_scale() == "log":
-                    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    low, high = sorted(axis.get_view_interval())
+                    few = high < 500 * low
+                    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=9))
                     axis.set_minor_formatter(NullFormatter())
                 axis.set_major_formatter(PLAIN)
         with atomic_path(path) as temporary:
@@ -71,7 +73,8 @@ def sparkline(counts: NDArray[np.int64]) -> str:
 
 
 def _edges(values: NDArray, bins: int) -> NDArray[np.float64]:
-    low, high = float(values.min()), float(values.max())
+    """Of bins over all but the outermost thousandths of the values, which may lie anywhere."""
+    low, high = (float(v) for v in np.quantile(values, [0.001, 0.999]))
     if low == high:
         return np.array([low - 0.5, high + 0.5])
     if low > 0:

@@ -81,7 +81,7 @@ def diverse() -> FactoryConfig:
     plan = RunPlan(
         optimizer=("sgd", "adamw", "lion", "tiger", "amos"),
         batch_size=(16, 32, 64),
-        lr=(0.02, 0.3),
+        lr=(0.02, 0.15),
         weight_decay=(1e-5, 1e-2),
         momentum=(0.8, 0.95),
         init=("default", "kaiming", "xavier", "orthogonal"),
