@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | demo`."""
+"""The command line: `theta make | verify | info | train | prompt | evaluate | report | bench | demo`."""
 
 import contextlib
 import dataclasses
@@ -50,6 +50,10 @@ VERBS = {
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
+    "bench": (
+        "bench",
+        "Measure on this machine: factory, storage or scaling, each beside its alternatives.",
+    ),
 }
 """Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
 

@@ -1,1 +1,7 @@
-"""Benchmarks and experiments, without Ray; `theta bench` runs them."""
+"""Benchmarks and experiments, without Ray; `theta bench` runs the former, each beside its alternatives."""
+
+from .clock import machine
+from .factory import RECIPES, Variant, measure_factory, whole_stacks
+from .storage import measure_storage
+
+__all__ = ["RECIPES", "Variant", "machine", "measure_factory", "measure_storage", "whole_stacks"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.random import SeedSequence
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
@@ -103,6 +103,22 @@ class Task(ABC):
         if precision != "float32" or compile:
             raise ValueError(f"{self.id} knows precision float32 without compile alone, not {precision}")
         return self
+
+    def module(self) -> nn.Module:
+        """One network as a plain module: its state_dict has this spec, its input is a batch's x (B, ...).
+
+        Raises:
+            ValueError: the task's networks have no such form.
+        """
+        raise ValueError(f"{self.id} gives no plain module of its networks")
+
+    def examples(self, split: str) -> tuple[Tensor, Int[Tensor, " N"]]:
+        """All inputs (N, ...) of a split as a float32 `module` takes them, and their labels.
+
+        Raises:
+            ValueError: the task has no labelled examples.
+        """
+        raise ValueError(f"{self.id} has no labelled examples")
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         """Mean and covariance of what each named layer's weight multiplies, over the training split.

@@ -122,6 +122,13 @@ class MLPClassifier(Task):
         task.prepared = self.prepared  # copying goes through __getstate__
         return task
 
+    def module(self) -> MLP:
+        return MLP(self.sizes)
+
+    def examples(self, split: str) -> tuple[Tensor, Int[Tensor, " N"]]:
+        x, labels = self._whole(split, torch.device("cpu"))
+        return x.float(), labels
+
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         x = self._normalise(self.images["train"], torch.float32).double()
         mean = x.mean(0)

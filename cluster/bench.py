@@ -1,0 +1,261 @@
+"""Benchmarks as commands: what a run, a stored checkpoint and a second CPU cost on this machine."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ckpt_factory import Task, make
+from ckpt_factory.bench import RECIPES, Variant, machine, measure_factory, measure_storage, whole_stacks
+from ckpt_factory.files import check_writable
+
+from .command import Command, Outcome
+from .progress import say
+from .scaling import measure_memory, measure_scaling
+
+VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
+OPTIONS = {
+    "tasks": "factory",
+    "data_root": "factory",
+    "variants": "factory",
+    "seconds": "factory",
+    "full": "factory",
+    "runs_per_actor": "scaling",
+    "num_runs": "scaling",
+}
+"""Which of the benchmarks an option is for; the others are for all."""
+LONGEST_STACK_S = 900.0
+"""A stack that takes longer is not trained whole by --full: its figures stay extrapolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What to measure."""
+
+    what: tyro.conf.Positional[Literal["factory", "storage", "scaling"]] = "factory"
+    """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap.
+    storage: writing and reading checkpoints, against LMDB, safetensors and npy.
+    scaling: one actor against two, and the memory of the driver."""
+    out: Path = Path("bench")
+    """Folder for result.json; what is measured is written below it and removed."""
+    repeats: int = 5
+    """Rounds in which all take turns; figures are medians."""
+    tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
+    """factory: tasks to train; those that are not there are left out, and named."""
+    data_root: Path | None = None
+    """factory: where images are, as for `theta make`."""
+    variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
+    """factory: precisions of our inner loop."""
+    seconds: float = 0.5
+    """factory: CPU seconds of one measurement."""
+    full: bool = False
+    """factory: also train two whole stacks of each recipe and write them, which takes minutes."""
+    runs_per_actor: int = 4096
+    """scaling: digits runs that each actor trains."""
+    num_runs: tuple[int, ...] = (1000, 10_000)
+    """scaling: sizes of zoos that the driver's memory is measured at."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            owner = OPTIONS.get(field.name, self.what)
+            if owner != self.what and getattr(self, field.name) != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                raise ValueError(f"{flag} is for `theta bench {owner}`, not for {self.what}")
+        for name in ("repeats", "seconds", "runs_per_actor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        for name in ("tasks", "variants", "num_runs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; expected at least one")
+        if min(self.num_runs) < 1:
+            raise ValueError(f"num_runs is {self.num_runs}; expected at least 1 each")
+
+
+def bench_factory(config: BenchConfig) -> dict[str, Any]:
+    """Measure the recipes of the tasks that are there."""
+    by_task: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, task in _tasks(config, left_out):
+        say(f"measuring {name}: {RECIPES[name].text}")
+        whole: dict[str, dict[str, float]] = {}
+        try:
+            found = measure_factory(
+                task,
+                RECIPES[name],
+                config.variants,
+                repeats=config.repeats,
+                seconds=config.seconds,
+                folder=config.out,
+            )
+            if config.full:
+                whole = _whole(name, task, found["contenders"], config.out)
+        except ValueError as error:
+            left_out[name] = str(error)
+            say(f"{name} left out: {error}")
+            continue
+        by_task[name] = found | {"whole_stacks": whole}
+        _print_factory(name, by_task[name])
+    if not by_task:
+        raise ValueError(f"no task is left to measure ({'; '.join(left_out.values())})")
+    headline = {
+        f"{task} {name} cpu_s_per_run": each["cpu_s_per_run"]
+        for task, found in by_task.items()
+        for name, each in found["contenders"].items()
+    }
+    return headline | {"tasks": by_task, "left_out": left_out}
+
+
+def _tasks(config: BenchConfig, left_out: dict[str, str]) -> Iterator[tuple[str, Task]]:
+    for name in config.tasks:
+        try:
+            task = make(name, data_root=config.data_root)
+            if name not in RECIPES:
+                raise ValueError(f"no recipe to measure it on; there are recipes for {', '.join(RECIPES)}")
+        except ValueError as error:
+            left_out[name] = str(error)
+            say(f"{name} left out: {error}")
+        else:
+            yield name, task
+
+
+def _whole(name: str, task: Task, contenders: Mapping[str, Any], out: Path) -> dict[str, dict[str, float]]:
+    found, recipe = {}, RECIPES[name]
+    for variant in contenders.keys() - {"plain_loop", "vmap"}:
+        seconds = contenders[variant]["cpu_s_per_run"] * recipe.stack_size
+        if seconds > LONGEST_STACK_S:
+            say(f"{name} {variant}: a stack would take {seconds:,.0f} CPU s; it stays extrapolated")
+            continue
+        say(f"training two whole stacks of {name}, {variant}: {2 * seconds:,.0f} CPU s or so")
+        found[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
+    return found
+
+
+def _print_factory(name: str, found: Mapping[str, Any]) -> None:
+    peaks = ", ".join(f"{p} {found[f'peak_{p}_gflop_per_cpu_s']:,.0f}" for p in ("float32", "bfloat16"))
+    rows = {
+        contender: {
+            "us/step": each["us_per_step"],
+            "ms/eval": each["ms_per_evaluation"],
+            "ms/save": each["ms_per_stored_checkpoint"],
+            "CPU s/run": each["cpu_s_per_run"],
+            "x plain": each.get("times_plain_loop", 1.0),
+            "% peak": 100 * each["share_of_peak"],
+        }
+        for contender, each in found["contenders"].items()
+    }
+    _print(
+        rows,
+        f"{name}: {found['gflop_per_run']:.3g} GFLOP a run",
+        f"{found['recipe']}. Measured are a step, an evaluation and a saved checkpoint of one run, in stacks "
+        f"of {found['runs_per_stack']} (the plain loop: one network); CPU s a run is extrapolated from them. "
+        f"Peak of matrix products in GFLOP/CPU s: {peaks}; each is compared with that of its precision.",
+    )
+    if found["whole_stacks"]:
+        whole = {
+            contender: {
+                "CPU s/run": each["cpu_s_per_run"],
+                "with validation": each["cpu_s_per_run_with_validation"],
+                "% peak": 100 * each["share_of_peak"],
+                "compiling s": each["first_stack_more_wall_s"],
+            }
+            for contender, each in found["whole_stacks"].items()
+        }
+        _print(
+            whole,
+            f"{name}: whole stacks",
+            "Measured from the initialisation to the shard on disk, once; a zoo's checkpoints are evaluated "
+            "on the validation split, too. Compiling: wall time by which the first stack took longer.",
+        )
+
+
+def bench_storage(config: BenchConfig) -> dict[str, Any]:
+    """Measure the formats."""
+    found = measure_storage(repeats=config.repeats, folder=config.out)
+    for name in found["without"]:
+        say(f"{name} is not installed and left out; `pip install '.[dev]'` has it")
+    kinds = {
+        "write MB/s": "write_mb_per_cpu_s",
+        "scan MB/s": "scan_mb_per_cpu_s",
+        "run ms": "read_run_ms",
+        "bytes": "bytes_per_checkpoint",
+        "write x": "write_times_lmdb",
+        "scan x": "scan_times_lmdb",
+    }
+    _print(
+        {
+            name: {title: each.get(kind) for title, kind in kinds.items()}
+            for name, each in found["formats"].items()
+        },
+        f"storage: {found['checkpoints']:,} checkpoints of {found['parameters']:,} parameters",
+        "MB per CPU second, of parameters in the format's precision; ms to read one run of "
+        f"{found['checkpoints_per_run']} checkpoints; bytes a checkpoint; x: times as fast as LMDB. "
+        "Page cache, no fsync.",
+    )
+    headline = {f"{name} {kind}": each[kind] for name, each in found["formats"].items() for kind in each}
+    return {key: value for key, value in headline.items() if "mb_per" in key or "bytes" in key} | found
+
+
+def bench_scaling(config: BenchConfig) -> dict[str, Any]:
+    """Measure one actor against two, then the driver's memory."""
+    found = measure_scaling(config.runs_per_actor, config.repeats, config.out)
+    found |= measure_memory(config.num_runs, config.out)
+    _print(
+        {
+            f"{actors} actor{'s' * (actors > 1)}": {
+                "runs/s": found[f"runs_per_s_{actors}"],
+                "CPU s/run": found[f"cpu_s_per_run_{actors}"],
+                "CPU share": found[f"cpu_share_{actors}"],
+            }
+            for actors in (1, 2)
+        },
+        f"scaling: two actors make {found['speedup']:.3g} times the runs of one",
+        "digits, each actor from its first unit's start to its last one's end; CPU share is CPU time by "
+        "wall time of that.",
+    )
+    _print(
+        {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
+        "memory of the driver",
+        "peak of `theta make`'s own process, with Ray and torch loaded.",
+    )
+    return found
+
+
+def _print(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
+    columns = list(next(iter(rows.values())))
+    table = Table(title=title, caption=caption)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *[_short(row[c]) for c in columns])
+    Console().print(table)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _run(config: BenchConfig) -> Outcome:
+    torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
+    measure = {"factory": bench_factory, "storage": bench_storage, "scaling": bench_scaling}[config.what]
+    about = machine()
+    say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
+    return about | {"threads": 1, "repeats": config.repeats} | measure(config), config.out, 0
+
+
+COMMAND = Command(
+    BenchConfig,
+    _run,
+    check=lambda config: check_writable(config.out),
+    starts_ray=False,
+    examples="theta bench factory --data-root data --full\n"
+    "theta bench storage\n"
+    "theta bench scaling --num-runs 1000 10000 100000",
+)

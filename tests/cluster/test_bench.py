@@ -1,0 +1,106 @@
+"""`theta bench`: what is measured ends in result.json, what cannot be is named."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ckpt_factory.bench import RECIPES
+from cluster import bench, scaling
+from cluster.cli import run
+from cluster.scaling import measure_memory, measure_scaling, throughput
+
+
+def test_factory_leaves_out_what_is_not_there_and_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "digits-mlp-v0", replace(RECIPES["digits-mlp-v0"], stack_size=4))
+    flags = f"--full --tasks digits-mlp-v0 mnist-mlp-v0 nothing-v0 --variants float32 --out {tmp_path}"
+    assert run(["bench", "factory", *flags.split(), "--seconds", "1e-4", "--repeats", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "mnist-mlp-v0 left out: MNIST needs --data-root" in shown.err
+    assert "nothing-v0 left out: unknown task" in shown.err
+    assert "x plain" in shown.out
+    assert "whole stacks" in shown.out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["left_out"]) == {"mnist-mlp-v0", "nothing-v0"}
+    contenders = result["tasks"]["digits-mlp-v0"]["contenders"]
+    assert set(contenders) == {"plain_loop", "vmap", "float32"}
+    for each in contenders.values():
+        assert all(math.isfinite(value) and value > 0 for value in each.values())
+    assert result["digits-mlp-v0 float32 cpu_s_per_run"] == contenders["float32"]["cpu_s_per_run"]
+    assert set(result["tasks"]["digits-mlp-v0"]["whole_stacks"]) == {"float32"}
+    assert result["threads"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_storage_prints_a_table_and_writes_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = bench.measure_storage
+    monkeypatch.setattr(
+        bench, "measure_storage", lambda **given: small(num_runs=2, num_checkpoints=3, **given)
+    )
+    assert run(["bench", "storage", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    assert "parquet_bfloat16" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["checkpoints"] == 6
+    assert result["parquet_float32 write_mb_per_cpu_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("storage --full", "--full is for `theta bench factory`, not for storage"),
+        ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
+        ("factory --tasks nothing-v0", "no task is left to measure"),
+        ("factory --repeats 0", "repeats is 0"),
+        ("everything", "invalid choice"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", *flags.split(), "--out", str(tmp_path)]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_throughput_adds_up_what_each_actor_makes_in_its_own_time() -> None:
+    def report(pid: int, started: float, wall_s: float) -> dict:
+        return {"host": "a", "pid": pid, "started": started, "wall_s": wall_s, "runs": 10}
+
+    log = [report(1, 0.0, 4.0), report(1, 5.0, 5.0), report(2, 3.0, 5.0)]  # 20 in 10 s, 10 in 5 s
+    assert throughput(log) == 4.0
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_with_rays_of_their_own(tmp_path: Path) -> None:
+    found = measure_scaling(128, 1, tmp_path) | measure_memory((64, 256), tmp_path)
+    assert found["speedup"] == found["runs_per_s_2"] / found["runs_per_s_1"]
+    assert set(found["driver_peak_rss_mb"]) == {"64", "256"}
+    assert all(value > 10 for value in found["driver_peak_rss_mb"].values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scaling_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_zoo(out: Path, *flags: object) -> float:
+        out.mkdir()
+        actors = int(str(flags[-1])) if "--num-cpus" in flags else 1
+        for pid in range(actors):
+            report = {"host": "a", "pid": pid, "started": 1.0, "wall_s": 4.0, "cpu_s": 3.0, "runs": 12}
+            with (out / scaling.LOG).open("a") as log:
+                log.write(json.dumps(report) + "\n")
+        return 100.0 + int(str(flags[1])) / 1000
+
+    monkeypatch.setattr(scaling, "make_zoo", make_zoo)
+    assert run(["bench", "scaling", "--num-runs", "10000", "1000", "--out", str(tmp_path)]) == 0
+    assert "10,000 runs" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["runs_per_s_1"], result["runs_per_s_2"], result["speedup"]) == (3, 6, 2)
+    assert (result["cpu_s_per_run_2"], result["cpu_share_2"]) == (0.25, 0.75)
+    assert result["driver_peak_rss_mb"] == {"1000": 101, "10000": 110}
+    assert result["driver_growth_mb_per_1000_runs"] == 1
