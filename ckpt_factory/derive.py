@@ -107,7 +107,12 @@ def derive_symmetry(module: nn.Module, x: Tensor) -> Derivation:
     for node in graph.nodes:
         rules.follow(node)
     symmetry = Symmetry(spec, rules.axes_to_perm(spec))
-    if not _holds(module, symmetry, x):
+    try:
+        holds = not symmetry.sizes or _holds(module, symmetry, x)
+    except Exception as error:  # whatever a forward does to float64
+        why = " ".join(str(error).split())[:120]
+        return Derivation(none, (f"its symmetry cannot be tried in float64 ({type(error).__name__}: {why})",))
+    if not holds:
         return Derivation(none, ("what its layers suggest does not hold for the function it computes",))
     return Derivation(symmetry, tuple(dict.fromkeys(rules.notes)))
 
@@ -335,7 +340,7 @@ def _holds(module: nn.Module, symmetry: Symmetry, x: Tensor) -> bool:
     for name, drawn in symmetry.random(TRIALS, rng=rng).items():
         unmoved = (drawn == torch.arange(drawn.shape[1])).all(1, keepdim=True)
         perms[name] = drawn.roll(1, 1).where(unmoved, drawn)
-    if perms and (not math.isfinite(scale) or changed(symmetry, perms)):
+    if not math.isfinite(scale) or changed(symmetry, perms):
         return False
     for name, size in symmetry.sizes.items():
         first = next(key for key, axes in symmetry.axes_to_perm.items() if name in axes)
