@@ -12,7 +12,8 @@ from ..nets import MLP
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
 from .base import Batch, Sampler, Task
-from .data import ImageData, digits, mnist
+from .data import ImageData, digits, image_folder, mnist
+from .orders import mini_batches
 from .registry import register
 
 EVALUATION_CHUNK = 1000
@@ -27,7 +28,7 @@ class MLPClassifier(Task):
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         self.data = data
         self.sizes = sizes
-        self.inputs = f"(pixels / {data.full_scale:g} - {data.mean:g}) / {data.std:g}, flattened row by row"
+        self.inputs = f"{data.formula}, flattened row by row"
         net = MLP(sizes)
         self.spec = ParamSpec.of_module(net)
         self.symmetry = Symmetry(self.spec, net.axes_to_perm())
@@ -43,22 +44,10 @@ class MLPClassifier(Task):
         return (2 * uniform - 1) * bound
 
     def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
-        """Epochs without replacement, the incomplete last batch dropped, as the published recipe."""
-        num_images = len(self.labels["train"])
-        if not 1 <= batch_size <= num_images:
-            raise ValueError(f"batch_size is {batch_size}; {self.id} has {num_images} training images")
-        batches_per_epoch = num_images // batch_size
-        epoch: Tensor | None = None
-        position = 0
+        indices = mini_batches(rngs, len(self.labels["train"]), batch_size)
 
         def next_batch(theta: Tensor) -> Batch:
-            nonlocal epoch, position
-            if epoch is None or position == batches_per_epoch:
-                orders = [torch.randperm(num_images, generator=rng) for rng in rngs]
-                epoch, position = torch.stack(orders).to(theta.device), 0
-            part = epoch[:, position * batch_size : (position + 1) * batch_size]
-            position += 1
-            return Batch(*self._gather("train", part))
+            return Batch(*self._gather("train", next(indices).to(theta.device)))
 
         return next_batch
 
@@ -110,7 +99,8 @@ class MLPClassifier(Task):
         return self._normalise(images[index]), labels[index]
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return images.float().div_(self.data.full_scale * self.data.std).sub_(self.data.mean / self.data.std)
+        mean, std = self.data.moments()
+        return images.float().div_(self.data.full_scale * std).sub_(mean / std)
 
     def _forward(self, params: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
         """Activations of every layer, (K, H, B) each, logits (K, C, B) last; x is (G, B, I).
@@ -143,5 +133,15 @@ def _mnist_mlp(data: ImageData) -> MLPClassifier:
     return MLPClassifier(data, (784, 10, 10))
 
 
+def _images_mlp(data: ImageData) -> MLPClassifier:
+    """One hidden layer of 32 units, sized by the images."""
+    channels, height, width = data.images["train"].shape[1:]
+    task = MLPClassifier(data, (channels * height * width, 32, data.num_classes))
+    if channels > 1:
+        task.inputs = f"{data.formula}, flattened channel by channel, row by row"
+    return task
+
+
 register("digits-mlp-v0", _digits_mlp, load=digits)
 register("mnist-mlp-v0", _mnist_mlp, load=mnist)
+register("images-mlp-v0", _images_mlp, load=image_folder)

@@ -89,7 +89,7 @@ def test_images_keep_their_labels(digits: MLPClassifier) -> None:
 
 
 def test_batches_larger_than_the_training_split_are_refused(digits: MLPClassifier) -> None:
-    with pytest.raises(ValueError, match="batch_size is 1078; digits-mlp-v0 has 1077 training images"):
+    with pytest.raises(ValueError, match="batch_size is 1078; there are 1077 training images"):
         digits.sampler([seeded(0)], 1078)
     with pytest.raises(ValueError, match="batch_size is 0"):
         digits.sampler([seeded(0)], 0)
