@@ -1,6 +1,6 @@
 """The checkpoint factory's library: tasks, stacked training, and the Parquet zoo that it writes."""
 
-from .nets import MLP
+from .nets import MLP, ConvNet
 from .plan import RunPlan, RunSettings
 from .spec import ParamSpec
 from .symmetry import Symmetry
@@ -9,6 +9,7 @@ from .train import Rows, train_stack
 
 __all__ = [
     "MLP",
+    "ConvNet",
     "ParamSpec",
     "Rows",
     "RunPlan",

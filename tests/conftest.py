@@ -1,5 +1,6 @@
 """Fixtures for all tests: one thread, small tasks and zoos, and one Ray cluster for the whole session."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ os.environ.pop("RAY_ADDRESS", None)
 prepare_environment(None)  # before anything imports Ray
 torch.set_num_threads(1)
 
-MNIST_FOLDERS = [
+DATA_FOLDERS = [
     Path(os.environ.get("THETAFORGE_TEST_DATA", "/nonexistent")),
     Path(__file__).parents[2] / "shared" / "data",
 ]
@@ -31,15 +32,26 @@ def digits() -> Task:
     return make("digits-mlp-v0")
 
 
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    """A folder with real MNIST as Parquet, where this machine has one."""
-    for folder in MNIST_FOLDERS:
-        if (folder / "mnist" / "train.parquet").is_file():
+def folder_with(name: str) -> Path:
+    """A folder with a real data set as Parquet, where this machine has one."""
+    for folder in DATA_FOLDERS:
+        if (folder / name / "train.parquet").is_file():
             return folder
     pytest.skip(
-        "no MNIST here: set THETAFORGE_TEST_DATA to a folder with mnist/train.parquet and test.parquet"
+        f"no {name} here: set THETAFORGE_TEST_DATA to a folder with {name}/train.parquet and test.parquet"
     )
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """A folder with real MNIST as Parquet."""
+    return folder_with("mnist")
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    """A folder with real CIFAR-10 as Parquet."""
+    return folder_with("cifar10")
 
 
 def write_zoo(
@@ -79,3 +91,8 @@ def plain_mlp(sizes: tuple[int, ...], state: dict[str, torch.Tensor]) -> torch.n
     net = MLP(sizes)
     net.load_state_dict(state)
     return net
+
+
+def unchecked(network: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The same without this session's run-time type checks, which refuse what torch.fx traces with."""
+    return type(network.__name__, (network,), {"forward": inspect.unwrap(network.forward)})

@@ -2,6 +2,7 @@
 
 from .base import Batch, Task
 from .check import check_task
+from .convolution import ConvClassifier
 from .data import ImageData
 from .registry import TaskSpec, make, register, registry, spec
 from .synthetic import Quadratic
@@ -9,6 +10,7 @@ from .vision import MLPClassifier
 
 __all__ = [
     "Batch",
+    "ConvClassifier",
     "ImageData",
     "MLPClassifier",
     "Quadratic",

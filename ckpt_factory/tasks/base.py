@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -55,16 +55,18 @@ class Task(ABC):
     """The name under which `make` finds the task, "module:name-v0" outside this package."""
     spec: ParamSpec
     symmetry: Symmetry
-    objective: ClassVar[Literal["min", "max"]] = "min"
+    objective: Literal["min", "max"] = "min"
     """Whether a good `metric` is small (a loss) or large (a return)."""
-    metric: ClassVar[str] = "loss"
+    metric: str = "loss"
     """The one of `metrics` that the generator is prompted with."""
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    metrics: tuple[str, ...] = ("loss",)
     """What `evaluate` measures."""
-    prompt_start: ClassVar[float] = 0.9
+    prompt_start: float = 0.9
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
     inputs: str = ""
     """How a network's input is made from raw data, for the cards of zoos and generators."""
+    notes: tuple[str, ...] = ()
+    """What whoever uses the task should know of it, one line each; said when a zoo is made."""
 
     @abstractmethod
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:

@@ -1,10 +1,12 @@
-"""Which examples each mini-batch holds: epochs without replacement, one order per group of runs."""
+"""Which examples each mini-batch holds, with which labels: epochs without replacement, an order per group."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from .base import Variation
 
 SEGMENT = 64
 """Mini-batches that are laid out at once."""
@@ -37,6 +39,26 @@ def mini_batches(
     return _segments(streams, batch_size)
 
 
+def labelled_batches(
+    labels: Int[Tensor, " N"],
+    num_classes: int,
+    rngs: Sequence[torch.Generator],
+    batch_size: int,
+    variation: Variation | None,
+) -> Iterator[tuple[Int[Tensor, "G B"], Int[Tensor, "G B"]]]:
+    """Mini-batches as (indices, labels), of the share of the data and with the label noise of each group.
+
+    Raises:
+        ValueError: as of `mini_batches`.
+    """
+    noisy: Tensor | None = None
+    if variation is not None and any(variation.label_noise):
+        shares = zip(rngs, variation.label_noise, strict=True)
+        noisy = torch.stack([with_label_noise(labels, share, num_classes, rng=rng) for rng, share in shares])
+    indices = mini_batches(rngs, len(labels), batch_size, variation.data_fraction if variation else None)
+    return ((index, labels[index] if noisy is None else noisy.gather(1, index)) for index in indices)
+
+
 def _epochs(rng: torch.Generator, size: int, subset: Tensor | None, batch_size: int) -> Iterator[Tensor]:
     while True:
         order = torch.randperm(size, generator=rng)[: size - size % batch_size]
@@ -57,3 +79,24 @@ def _segments(streams: Sequence[Iterator[Tensor]], batch_size: int) -> Iterator[
             parts.append(whole[:length])
             left[group] = whole[length:]
         yield from torch.stack(parts).split(batch_size, 1)
+
+
+def with_label_noise(
+    labels: Int[Tensor, " N"], share: float, num_classes: int, *, rng: torch.Generator
+) -> Int[Tensor, " N"]:
+    """Labels of which that share, drawn independently, is replaced by another class, uniformly."""
+    if share == 0:
+        return labels
+    flipped = torch.rand(len(labels), generator=rng) < share
+    other = (labels + torch.randint(1, num_classes, labels.shape, generator=rng)) % num_classes
+    return torch.where(flipped, other, labels)
+
+
+def refuse_tailr(task_id: str, variation: Variation | None) -> None:
+    """For tasks whose own loss is the only one.
+
+    Raises:
+        ValueError: the variation asks for TaiLr.
+    """
+    if variation is not None and any(variation.gamma):
+        raise ValueError(f"{task_id} trains with its own loss alone; leave out the loss tailr")

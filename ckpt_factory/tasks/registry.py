@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .base import Task
-from .data import ImageData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +16,14 @@ class TaskSpec:
 
     id: str
     entry_point: Callable[..., Task]
-    load: Callable[[Path | None], ImageData] | None = None
+    load: Callable[[Path | None], Any] | None = None
 
 
 registry: dict[str, TaskSpec] = {}
 
 
 def register(
-    id: str, entry_point: Callable[..., Task], load: Callable[[Path | None], ImageData] | None = None
+    id: str, entry_point: Callable[..., Task], load: Callable[[Path | None], Any] | None = None
 ) -> None:
     """Make a task known under `id`. Do it at import of the module that the id names ("module:name-v0")."""
     registry[id] = TaskSpec(id=id, entry_point=entry_point, load=load)

@@ -15,8 +15,8 @@ from ..nets import MLP
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
 from .base import Batch, Sampler, Task, Variation
-from .data import ImageData, digits, mnist, with_label_noise
-from .orders import mini_batches
+from .data import ImageData, digits, image_folder, mnist
+from .orders import labelled_batches
 from .registry import register
 
 EVALUATION_CHUNK = 1000
@@ -34,7 +34,7 @@ class MLPClassifier(Task):
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         self.data = data
         self.sizes = sizes
-        self.inputs = f"(pixels / {data.full_scale:g} - {data.mean:g}) / {data.std:g}, flattened row by row"
+        self.inputs = f"{data.formula}, flattened row by row"
         net = MLP(sizes)
         self.spec = ParamSpec.of_module(net)
         self.symmetry = Symmetry(self.spec, net.axes_to_perm())
@@ -57,26 +57,12 @@ class MLPClassifier(Task):
     def sampler(
         self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
     ) -> Sampler:
-        clean = self.labels["train"]
-        gamma: Tensor | None = None
-        noisy: Tensor | None = None
-        if variation is not None:
-            if any(variation.gamma):
-                gamma = torch.tensor(variation.gamma)
-            if any(variation.label_noise):
-                noisy = torch.stack(
-                    [
-                        with_label_noise(clean, share, self.sizes[-1], rng=rng)
-                        for rng, share in zip(rngs, variation.label_noise, strict=True)
-                    ]
-                )
-        fractions = variation.data_fraction if variation else None
-        indices = mini_batches(rngs, len(clean), batch_size, fractions)
+        gamma = torch.tensor(variation.gamma) if variation and any(variation.gamma) else None
+        batches = labelled_batches(self.labels["train"], self.sizes[-1], rngs, batch_size, variation)
 
         def next_batch(params: Mapping[str, Tensor]) -> Batch:
-            index, device = next(indices), next(iter(params.values())).device
+            (index, y), device = next(batches), next(iter(params.values())).device
             x = self._rows("train", index.flatten(), device)
-            y = clean[index] if noisy is None else noisy.gather(1, index)
             on_device = gamma.to(device) if gamma is not None else None
             return Batch(x.view(*index.shape, -1), y.to(device), on_device)
 
@@ -154,8 +140,9 @@ class MLPClassifier(Task):
         return self.prepared[key]
 
     def _normalise(self, images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        scaled = images.float().mul_(1 / (self.data.full_scale * self.data.std))
-        return scaled.sub_(self.data.mean / self.data.std).to(dtype or self.product_dtype)
+        mean, std = self.data.moments()
+        scaled = images.float().mul_(1 / (self.data.full_scale * std)).sub_(mean / std)
+        return scaled.to(dtype or self.product_dtype)
 
 
 def _digits_mlp(data: ImageData) -> MLPClassifier:
@@ -166,5 +153,15 @@ def _mnist_mlp(data: ImageData) -> MLPClassifier:
     return MLPClassifier(data, (784, 10, 10))
 
 
+def _images_mlp(data: ImageData) -> MLPClassifier:
+    """One hidden layer of 32 units, sized by the images."""
+    channels, height, width = data.images["train"].shape[1:]
+    task = MLPClassifier(data, (channels * height * width, 32, data.num_classes))
+    if channels > 1:
+        task.inputs = f"{data.formula}, flattened channel by channel, row by row"
+    return task
+
+
 register("digits-mlp-v0", _digits_mlp, load=digits)
 register("mnist-mlp-v0", _mnist_mlp, load=mnist)
+register("images-mlp-v0", _images_mlp, load=image_folder)

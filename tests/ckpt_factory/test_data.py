@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ckpt_factory import Task, make
-from ckpt_factory.tasks.data import ImageData, digits, mnist, read_parquet_images
+from ckpt_factory.tasks.data import ImageData, digits, mnist
+from ckpt_factory.tasks.parquet import read_parquet_images
 
 
 def rows_of(data: ImageData) -> np.ndarray:
@@ -134,8 +135,8 @@ def write_images(path: Path, encoded: list[bytes], labels: list[int], column: st
 def test_parquet_images_are_decoded_in_order(tmp_path: Path, column: str) -> None:
     path = write_images(tmp_path / "train.parquet", [png(), png()], [3, 7], column)
     images, labels = read_parquet_images(path)
-    assert images.shape == (2, 784)
-    assert images[1].tolist() == [i % 256 for i in range(784)]
+    assert images.shape == (2, 1, 1, 784)
+    assert images[1, 0, 0].tolist() == [i % 256 for i in range(784)]
     assert labels.tolist() == [3, 7]
 
 

@@ -1,0 +1,165 @@
+"""Convolutional image classifiers: cifar-cnn-v0 as published, images-cnn-v0 for a user's own images."""
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.func import functional_call
+
+from ..nets import ConvNet
+from ..spec import ParamSpec
+from ..symmetry import Symmetry
+from .base import Batch, Sampler, Task, Variation
+from .data import ImageData, cifar10, image_folder
+from .loops import stacked_gradients, stacked_loss
+from .orders import labelled_batches, refuse_tailr
+from .registry import register
+
+EVALUATION_BLOCK = 128
+"""Images per forward pass when networks are evaluated. Measured, CPU ms per network and 2,000 images, median
+of 7 rounds, interleaved: blocks of 32 to 250 51, of 500 58, of 2,000 119; bfloat16 42 to 49, which is not
+worth its rounding of the metrics."""
+MICRO_BATCH = 32
+"""Images per forward and backward pass in float32. Measured, CPU ms per network and step of 128 images,
+median of 9 rounds, interleaved, on a core with AMX: whole batch 11.9, 64 11.1, 32 11.3, 16 13.2,
+channels-last 13.7; bfloat16 whole batch 6.6, micro-batches of 32 8.9; vmap over 4 networks 12.3. On a core
+without AMX: whole batch 21.1, 32 15.0, bfloat16 10.9, vmap 35."""
+PADDING = 4
+
+
+class ConvClassifier(Task):
+    """Cross-entropy classification by `ConvNet`s, initialised as torch does.
+
+    On a CPU each network has its own loop: stacked convolutions are slower (see `loops`). Elsewhere they are
+    stacked. Metrics are always measured in float32.
+    """
+
+    metrics = ("loss", "error")
+
+    def __init__(self, data: ImageData, *, augment: bool):
+        """`augment`: training images are mirrored with probability 1/2 and cropped with a border of zeros."""
+        self.data, self.augment = data, augment
+        channels = data.images["train"].shape[1]
+        self.net = ConvNet(channels, data.num_classes)
+        self.inputs = f"{data.formula}, (channels, height, width)"
+        self.spec = ParamSpec.of_module(self.net)
+        self.symmetry = Symmetry(self.spec, self.net.axes_to_perm())
+        self.images = {split: torch.from_numpy(x) for split, x in data.images.items()}
+        self.labels = {split: torch.from_numpy(y) for split, y in data.labels.items()}
+        self.product_dtype = torch.float32
+        per_channel = [torch.tensor(value).expand(channels).view(-1, 1, 1) for value in (data.mean, data.std)]
+        self.mean, self.std = (data.full_scale * value for value in per_channel)
+
+    def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
+        """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, as torch.nn.Conv2d and Linear."""
+        fan_in = {"conv1": 9 * self.mean.numel(), "conv2": 9 * 16, "fc": 32}
+        bounds = [
+            torch.full((part.stop - part.start,), fan_in[name.partition(".")[0]] ** -0.5)
+            for name, part, _ in self.spec.slices()
+        ]
+        uniform = torch.stack([torch.rand(self.spec.D, generator=rng) for rng in rngs])
+        return (2 * uniform - 1) * torch.cat(bounds)
+
+    def sampler(
+        self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+    ) -> Sampler:
+        """Flips and crops have a stream of their own, drawn for each batch of each group."""
+        refuse_tailr(self.id, variation)
+        streams = [
+            torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng))) for rng in rngs
+        ]
+        batches = labelled_batches(self.labels["train"], self.data.num_classes, rngs, batch_size, variation)
+
+        def next_batch(params: Mapping[str, Tensor]) -> Batch:
+            (index, y), device = next(batches), next(iter(params.values())).device
+            images = self.images["train"][index]
+            x = torch.stack(
+                [
+                    self._augmented(group, rng) if self.augment else self._normalise(group)
+                    for group, rng in zip(images, streams, strict=True)
+                ]
+            )
+            return Batch(x.to(device), y.to(device))
+
+        return next_batch
+
+    def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
+        params = self.spec.unflatten(theta)
+        return stacked_loss(self._loss, params, batch.x, batch.y, looped=theta.device.type == "cpu")
+
+    def gradients(self, params: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        whole = self.product_dtype != torch.float32  # measured: better than micro-batches in bfloat16
+        return stacked_gradients(
+            functools.partial(self._loss, dtype=self.product_dtype),
+            params,
+            batch.x,
+            batch.y,
+            looped=batch.x.device.type == "cpu",
+            micro_batch=None if whole else MICRO_BATCH,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, theta: Float[Tensor, "K D"], split: str) -> dict[str, Float[Tensor, " K"]]:
+        networks = [self.spec.unflatten(row) for row in theta]
+        loss, wrong = theta.new_zeros(len(theta)), theta.new_zeros(len(theta))
+        images, labels = self.images[split], self.labels[split]
+        for block, y in zip(images.split(EVALUATION_BLOCK), labels.split(EVALUATION_BLOCK), strict=True):
+            x, y = self._normalise(block).to(theta.device), y.to(theta.device)
+            for k, network in enumerate(networks):
+                logits = functional_call(self.net, network, (x,))  # (B, C)
+                right = logits.gather(1, y.unsqueeze(1))
+                loss[k] += (logits.logsumexp(1) - right.squeeze(1)).sum()
+                # Right is only what beats all others: neither NaN nor a tie is.
+                wrong[k] += ((logits >= right).sum(1) != 1).sum()
+        return {"loss": loss / len(labels), "error": wrong / len(labels)}
+
+    def with_products(self, precision: str, *, compile: bool = False) -> "ConvClassifier":
+        """This task with convolutions of that precision, float32 or bfloat16, where it trains.
+
+        Raises:
+            ValueError: `compile`, which makes convolutions no faster (measured: slower).
+        """
+        if compile:
+            raise ValueError(f"{self.id} gains nothing from compile; leave it out")
+        task = copy.copy(self)
+        task.product_dtype = getattr(torch, precision)
+        return task
+
+    def _loss(
+        self, params: dict[str, Tensor], x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            logits = functional_call(self.net, params, (x,))
+        return F.cross_entropy(logits.float(), y)
+
+    def _normalise(self, images: UInt8[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
+        return images.float().sub_(self.mean).div_(self.std)
+
+    def _augmented(self, images: UInt8[Tensor, "B C H W"], rng: torch.Generator) -> Float[Tensor, "B C H W"]:
+        """Mirrored and cropped at random, by all nine offsets; the published code never draws the last."""
+        size, (height, width) = len(images), images.shape[2:]
+        mirrored = torch.rand(size, generator=rng) < 0.5
+        rows, columns = (
+            torch.randint(-PADDING, PADDING + 1, (size, 1), generator=rng) + torch.arange(n)
+            for n in (height, width)
+        )
+        columns = torch.where(mirrored.unsqueeze(1), columns.flip(1), columns)
+        inside = ((rows >= 0) & (rows < height)).unsqueeze(2) & (
+            (columns >= 0) & (columns < width)
+        ).unsqueeze(1)
+        pixel = rows.clamp(0, height - 1).unsqueeze(2) * width + columns.clamp(0, width - 1).unsqueeze(1)
+        index = pixel.view(size, 1, -1).expand(-1, images.shape[1], -1)  # (B, C, H W)
+        moved = images.flatten(2).gather(2, index).view_as(images)
+        return self._normalise(moved).mul_(inside.unsqueeze(1))  # the border is 0 after normalisation
+
+
+register("cifar-cnn-v0", functools.partial(ConvClassifier, augment=True), load=cifar10)
+register(
+    "images-cnn-v0",
+    functools.partial(ConvClassifier, augment=False),
+    load=functools.partial(image_folder, per_channel=True),
+)
