@@ -1,6 +1,6 @@
 """train_stack: K runs in lock-step, the inner loop of the factory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .initialise import initialise
 from .optim import make_optimizer, optimizer_kind
+from .optim.stack import StackOptimizer
 from .plan import RunPlan, RunSettings
 from .stacked import compiled
 from .tasks.base import Task, Variation, seeded
@@ -74,22 +75,12 @@ def _train_block(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Rows:
-    def column(name: str) -> Tensor:
-        return torch.tensor([getattr(run, name) for run in runs], dtype=torch.float32, device=device)
-
-    theta = initial_networks(task, plan, runs).to(device) * column("init_scale").unsqueeze(1)
+    scale = torch.tensor([run.init_scale for run in runs]).unsqueeze(1)
+    theta = (initial_networks(task, plan, runs) * scale).to(device)
     params = {name: value.clone() for name, value in task.spec.unflatten(theta).items()}
     next_batch = task.sampler(plan.order_rngs(runs), runs[0].batch_size, plan.variation(runs))
-    peak_lr = column("lr")
-    optimizer = make_optimizer(
-        runs[0].optimizer,
-        params,
-        lr=peak_lr,
-        weight_decay=column("weight_decay"),
-        momentum=column("momentum"),
-    )
-    if plan.compile and optimizer_kind(runs[0].optimizer).compiles:
-        optimizer.update = partial(compiled(type(optimizer).update), optimizer)
+    optimizer = stack_optimizer(plan, runs, params)
+    peak_lr = optimizer.param_groups[0]["lr"]
     saved = torch.tensor([plan.steps(run.run_id) for run in runs])  # (K, S)
     checkpoints = torch.empty(*saved.shape, task.spec.D, dtype=dtype)
     at_step = _by_step(saved)
@@ -109,6 +100,27 @@ def _train_block(
     if plan.spacing == "metric":
         return spread_over_metric(rows, f"validation_{task.metric}", plan.num_checkpoints)
     return rows
+
+
+def stack_optimizer(
+    plan: RunPlan, runs: Sequence[RunSettings], params: Mapping[str, Tensor]
+) -> StackOptimizer:
+    """The optimizer of runs of one block, at their peak learning rates."""
+    device = next(iter(params.values())).device
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(run, name) for run in runs], dtype=torch.float32, device=device)
+
+    optimizer = make_optimizer(
+        runs[0].optimizer,
+        params,
+        lr=column("lr"),
+        weight_decay=column("weight_decay"),
+        momentum=column("momentum"),
+    )
+    if plan.compile and optimizer_kind(runs[0].optimizer).compiles:
+        optimizer.update = partial(compiled(type(optimizer).update), optimizer)
+    return optimizer
 
 
 def check_plan(task: Task, plan: RunPlan) -> None:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from ..optim import make_optimizer
 from ..plan import RunPlan, RunSettings
 from ..tasks.base import Task
-from ..train import initial_networks
+from ..train import initial_networks, stack_optimizer
 
 
 class Contender(ABC):
@@ -154,22 +153,12 @@ class FactoryStack(Contender):
     def __init__(self, task: Task, plan: RunPlan, runs: Sequence[RunSettings], *, chunk: int = 1000):
         super().__init__(task.with_products(plan.precision, compile=plan.compile), plan, runs, chunk=chunk)
 
-        def column(name: str) -> Tensor:
-            return torch.tensor([getattr(run, name) for run in runs], dtype=torch.float32)
-
         unflat = self.task.spec.unflatten(self.start)
         self.params = {name: value.clone() for name, value in unflat.items()}
         batch_size, variation = runs[0].batch_size, plan.variation(runs)
         self.next_batch = self.task.sampler(plan.order_rngs(runs), batch_size, variation)
-        self.peak_lr, self.step = column("lr"), 0
-        self.optimizer = make_optimizer(
-            runs[0].optimizer,
-            self.params,
-            lr=self.peak_lr,
-            weight_decay=column("weight_decay"),
-            momentum=column("momentum"),
-            compile=plan.compile,
-        )
+        self.optimizer, self.step = stack_optimizer(plan, runs, self.params), 0
+        self.peak_lr = self.optimizer.param_groups[0]["lr"]
 
     def advance(self, steps: int) -> None:
         for step in range(self.step, self.step + steps):

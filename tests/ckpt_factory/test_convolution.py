@@ -61,7 +61,7 @@ def test_it_is_the_published_network() -> None:
 def test_loss_and_gradient_are_those_of_the_plain_module(task: ConvClassifier) -> None:
     """80 images: two whole micro-batches and a part of one."""
     theta = 2 * task.init([seeded(0, k) for k in range(4)])
-    batch = task.sampler([seeded(1), seeded(2)], 80)(theta)
+    batch = task.sampler([seeded(1), seeded(2)], 80)(task.spec.unflatten(theta))
     losses = task.loss(theta, batch)
     gradients = task.gradients(task.spec.unflatten(theta), batch)
     for k in range(4):
@@ -94,7 +94,7 @@ def test_a_network_of_zeros_or_nan_gets_everything_wrong(task: ConvClassifier) -
 
 def test_the_loop_equals_the_stack(task: ConvClassifier) -> None:
     theta = task.init([seeded(0, k) for k in range(4)])
-    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1), seeded(2)], 40)(theta)
+    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1), seeded(2)], 40)(task.spec.unflatten(theta))
     looped, stacked = (
         stacked_loss(task._loss, params, batch.x, batch.y, looped=looped) for looped in (True, False)
     )
@@ -109,7 +109,7 @@ def test_the_loop_equals_the_stack(task: ConvClassifier) -> None:
 
 def test_bfloat16_products_give_nearly_the_same_gradient_and_the_same_metrics(task: ConvClassifier) -> None:
     theta = task.init([seeded(0)])
-    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1)], 64)(theta)
+    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1)], 64)(task.spec.unflatten(theta))
     exact, task16 = task.gradients(params, batch), task.with_products("bfloat16")
     rounded = task16.gradients(params, batch)
     for name, value in exact.items():
@@ -170,7 +170,7 @@ def test_batches_are_a_function_of_their_group_alone(task: ConvClassifier) -> No
 
 def test_without_augmentation_an_epoch_is_the_images_themselves(images: ImageData) -> None:
     task = ConvClassifier(images, augment=False)
-    batch = task.sampler([seeded(0)], 90)(torch.zeros(1, task.spec.D))
+    batch = task.sampler([seeded(0)], 90)(task.spec.unflatten(torch.zeros(1, task.spec.D)))
     x = normalised(task, "train")
     distance = torch.cdist(batch.x[0].flatten(1), x.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     assert (distance.amin(1) < 1e-3).all()
