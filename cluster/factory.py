@@ -122,6 +122,8 @@ class CheckpointFactory:
     def fit(self) -> ZooResult:
         started = time.monotonic()
         zoo, task = begin(self.config)
+        for note in task.notes:
+            say(note, label="note")
         if self.config.repair:
             _discard_damaged(zoo)
         done = zoo.finished_units()
