@@ -4,12 +4,13 @@ from .nets import MLP, ConvNet
 from .plan import RunPlan, RunSettings
 from .spec import ParamSpec
 from .symmetry import Symmetry
-from .tasks import Task, check_task, make, register, registry, spec
+from .tasks import ModuleTask, Task, check_task, make, register, registry, spec
 from .train import Rows, train_stack
 
 __all__ = [
     "MLP",
     "ConvNet",
+    "ModuleTask",
     "ParamSpec",
     "Rows",
     "RunPlan",

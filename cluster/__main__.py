@@ -13,6 +13,10 @@ def main() -> None:
         flag, equals, value = arg.partition("=")
         if flag == "--address":
             address = (value if equals else following) or None
+    if os.getcwd() not in sys.path:
+        sys.path.append(
+            os.getcwd()
+        )  # as `python -m` does, for `--task my_tasks:name-v0`; Ray's workers get it too
     prepare_environment(None if address == "None" else address)
     from .cli import run  # noqa: PLC0415
 

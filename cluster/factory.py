@@ -162,6 +162,8 @@ class CheckpointFactory:
         started = time.monotonic()
         header, task = check(self.config)
         zoo = Zoo.create(self.config.out, header)
+        for note in task.notes:
+            say(note, label="note")
         if self.config.repair:
             _discard_damaged(zoo)
         elif damaged := zoo.unreadable_units():

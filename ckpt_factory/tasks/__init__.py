@@ -4,6 +4,7 @@ from .base import Batch, Task
 from .check import check_task
 from .convolution import ConvClassifier
 from .data import ImageData
+from .modules import ModuleTask, error_rate
 from .registry import TaskSpec, make, register, registry, spec
 from .synthetic import Quadratic
 from .vision import MLPClassifier
@@ -13,10 +14,12 @@ __all__ = [
     "ConvClassifier",
     "ImageData",
     "MLPClassifier",
+    "ModuleTask",
     "Quadratic",
     "Task",
     "TaskSpec",
     "check_task",
+    "error_rate",
     "make",
     "register",
     "registry",

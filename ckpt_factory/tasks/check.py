@@ -86,7 +86,7 @@ def _check_identity(task: Task, theta: Tensor) -> None:
     task_spec(task.id)
     code = f"import ckpt_factory; ckpt_factory.spec({task.id!r})"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    why = fresh.stderr.strip()[-200:]
+    why = fresh.stderr.strip().rpartition("\n")[2][:200]
     _assert(fresh.returncode == 0, f"id {task.id!r} resolves in a fresh process: {why}")
 
 

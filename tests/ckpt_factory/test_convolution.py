@@ -94,7 +94,10 @@ def test_a_network_of_zeros_or_nan_gets_everything_wrong(task: ConvClassifier) -
 
 def test_the_loop_equals_the_stack(task: ConvClassifier) -> None:
     theta = task.init([seeded(0, k) for k in range(4)])
-    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1), seeded(2)], 40)(task.spec.unflatten(theta))
+    params, batch = (
+        task.spec.unflatten(theta),
+        task.sampler([seeded(1), seeded(2)], 40)(task.spec.unflatten(theta)),
+    )
     looped, stacked = (
         stacked_loss(task._loss, params, batch.x, batch.y, looped=looped) for looped in (True, False)
     )
@@ -157,11 +160,11 @@ def test_training_images_are_flipped_and_cropped_as_published(task: ConvClassifi
 
 
 def test_batches_are_a_function_of_their_group_alone(task: ConvClassifier) -> None:
-    theta = torch.zeros(2, task.spec.D)
+    params = task.spec.unflatten(torch.zeros(2, task.spec.D))
     together, alone = task.sampler([seeded(1), seeded(2)], 40), task.sampler([seeded(2)], 40)
     batches = []
     for _ in range(5):  # over the end of an epoch
-        both, one = together(theta), alone(theta[:1])
+        both, one = together(params), alone(params)
         assert torch.equal(both.x[1], one.x[0])
         assert torch.equal(both.y[1], one.y[0])
         batches.append(one.x)
