@@ -68,7 +68,7 @@ class ConvClassifier(Task):
         self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
     ) -> Sampler:
         """Flips and crops have a stream of their own, drawn for each batch of each group."""
-        refuse_tailr(self.id, variation)
+        refuse_tailr(self, variation)
         streams = [
             torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng))) for rng in rngs
         ]
@@ -86,6 +86,12 @@ class ConvClassifier(Task):
             return Batch(x.to(device), y.to(device))
 
         return next_batch
+
+    def module(self) -> ConvNet:
+        return copy.deepcopy(self.net)
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor]:
+        return self._normalise(self.images[split]), self.labels[split]
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         params = self.spec.unflatten(theta)

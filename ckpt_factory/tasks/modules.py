@@ -87,17 +87,17 @@ class ModuleTask(Task):
             raise ValueError(f"metric is {metric!r}; expected one of {', '.join(self.measures)}")
         self.data = _as_tensors(data)
         with _own_generator(0):
-            self.module = network()
-        check_module(self.module)
-        self.spec = ParamSpec.of_module(self.module)
+            self.net = network()
+        check_module(self.net)
+        self.spec = ParamSpec.of_module(self.net)
         x = self.data["train"][0]
         self._check_fit(x[:4])
-        self.symmetry, reasons = derive_symmetry(self.module, x[:4])
-        about = f"the symmetry of {type(self.module).__name__}"
+        self.symmetry, reasons = derive_symmetry(self.net, x[:4])
+        about = f"the symmetry of {type(self.net).__name__}"
         self.notes = tuple(f"{about} leaves hidden units out: {reason}" for reason in reasons)
         for note in self.notes:
             logger.warning(note)
-        self.has_convolutions = any(isinstance(each, CONVOLUTIONS) for each in self.module.modules())
+        self.has_convolutions = any(isinstance(each, CONVOLUTIONS) for each in self.net.modules())
         self.can_stack = self._try_stacking()
 
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
@@ -111,7 +111,7 @@ class ModuleTask(Task):
     def sampler(
         self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
     ) -> Sampler:
-        refuse_tailr(self.id, variation)
+        refuse_tailr(self, variation)
         x, y = self.data["train"]
         if variation is not None and any(variation.label_noise):
             raise ValueError(f"{self.id} does not know how its targets may be wrong; leave out label_noise")
@@ -122,6 +122,12 @@ class ModuleTask(Task):
             return Batch(x[index].to(device), y[index].to(device))
 
         return next_batch
+
+    def module(self) -> nn.Module:
+        return self.network()
+
+    def examples(self, split: str) -> tuple[Tensor, Tensor]:
+        return self.data[split]
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         looped = self._looped(theta.device)
@@ -148,7 +154,7 @@ class ModuleTask(Task):
         return self.criterion(self._forward(params, x), y)
 
     def _forward(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(self.module, params, (x,))
+        return functional_call(self.net, params, (x,))
 
     def _outputs(self, theta: Float[Tensor, "K D"], x: Tensor) -> Tensor:
         """(K, B, ...), all networks on the same examples."""
@@ -162,10 +168,10 @@ class ModuleTask(Task):
     def _check_fit(self, x: Tensor) -> None:
         """Module, inputs, labels and loss belong together, and a forward gives the same twice."""
         y = self.data["train"][1][: len(x)]
-        name = type(self.module).__name__
+        name = type(self.net).__name__
         try:
             with torch.no_grad():
-                outputs, again = self.module(x), self.module(x)
+                outputs, again = self.net(x), self.net(x)
         except Exception as error:  # whatever the user's forward raises
             raise ValueError(
                 f"{name} does not take inputs of shape {tuple(x.shape)}, {x.dtype}: {_one_line(error)}"
@@ -222,9 +228,7 @@ class ModuleTask(Task):
         except Exception as error:  # whatever torch.func does not know
             why = _one_line(error)
         if why:
-            logger.warning(
-                "%s is trained network by network, not stacked: %s", type(self.module).__name__, why
-            )
+            logger.warning("%s is trained network by network, not stacked: %s", type(self.net).__name__, why)
         return not why
 
 

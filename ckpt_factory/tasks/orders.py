@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .base import Variation
+from .base import Task, Variation
 
 SEGMENT = 64
 """Mini-batches that are laid out at once."""
@@ -92,11 +92,11 @@ def with_label_noise(
     return torch.where(flipped, other, labels)
 
 
-def refuse_tailr(task_id: str, variation: Variation | None) -> None:
+def refuse_tailr(task: Task, variation: Variation | None) -> None:
     """For tasks whose own loss is the only one.
 
     Raises:
         ValueError: the variation asks for TaiLr.
     """
     if variation is not None and any(variation.gamma):
-        raise ValueError(f"{task_id} trains with its own loss alone; leave out the loss tailr")
+        raise ValueError(f"{task.id} trains with its own loss alone; leave out the loss tailr")

@@ -44,7 +44,7 @@ def test_a_symmetry_that_cannot_be_derived_is_said_where_a_zoo_is_made(
     ray_cluster: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = "tests.ckpt_factory.test_modules:recurrent-module-v0"
-    plan = RunPlan(num_steps=4, batch_size=8, num_checkpoints=2)
+    plan = RunPlan(num_steps=4, batch_size=(8,), num_checkpoints=2)
     config = FactoryConfig(task=task, out=tmp_path, num_runs=2, stack_size=2, plan=plan)
     made = CheckpointFactory(config, num_actors=1).fit()
     assert made.error is None
