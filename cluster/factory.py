@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.card import write_card
-from ckpt_factory.files import check_writable
+from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.verify import sums_problems
@@ -148,7 +148,7 @@ class CheckpointFactory:
     Units are a pure function of the config: killed at any moment and started again, it makes the missing
     ones, and the zoo is the same, byte for byte, as an uninterrupted one. A unit whose actor dies or that
     raises is tried again; after three times it is set aside and named in the result, and the rest is
-    finished.
+    finished. A full disk ends it at once: what was committed stays, and the same command goes on from there.
     """
 
     def __init__(self, config: FactoryConfig, *, num_actors: int | None = None):
@@ -179,10 +179,17 @@ class CheckpointFactory:
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
         made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
-        with ProgressBar("zoo", zoo.header.num_runs, "runs") as bar, (zoo.path / LOG).open("a") as log:
+        with (
+            ProgressBar("zoo", zoo.header.num_runs, "runs") as bar,
+            full_disk_named(zoo.path / LOG),
+            (zoo.path / LOG).open("a") as log,
+        ):
             bar.update(made)
             for unit, report in run_units(
-                lambda: FactoryActor.remote(zoo.path.absolute(), data), todo, num_actors
+                lambda: FactoryActor.remote(zoo.path.absolute(), data),
+                todo,
+                num_actors,
+                fatal=(DiskFullError,),
             ):
                 if isinstance(report, RayError):
                     failed[unit] = _reason(report)
