@@ -1,6 +1,7 @@
 """ZooHeader: what a zoo holds and by which recipe, fixed when it is begun: zoo.json."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ class Imported:
     """Checkpoints of a run."""
     group_size: int = 1
     """Runs in sequence that belong together, and are held out together."""
+    measured: bool = False
+    """Whether the metrics were measured again by the task; otherwise they are what the source says."""
+    digest: str = ""
+    """Hash of the names and steps of all runs in their order: which runs of the source were taken."""
 
     def run(self, run_id: int) -> ImportedRun:
         return ImportedRun(run_id=run_id, order_id=run_id // self.group_size)
@@ -89,20 +94,29 @@ class ZooHeader:
             raise ValueError(f"this zoo was imported from {self.plan.source}: its runs cannot be made anew")
         return self.plan
 
-    def unit_settings(self, unit: int) -> list[dict[str, Any]]:
-        """Every hyper-parameter of a unit's runs, drawn or shared."""
+    @property
+    def remeasurable(self) -> bool:
+        """Whether the metrics are the task's own; of imported zoos they may be what the source says."""
+        return not isinstance(self.plan, Imported) or self.plan.measured
+
+    @property
+    def maker(self) -> str:
+        """The command that makes or completes such a zoo."""
+        return "theta import" if isinstance(self.plan, Imported) else "theta make"
+
+    def unit_settings(self, unit: int, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Every hyper-parameter of a unit's runs, drawn or shared; of imported runs the names they had."""
+        runs = [asdict(run) for run in self.unit_runs(unit)]
         if isinstance(self.plan, Imported):
-            shared: dict[str, Any] = {"source": self.plan.source}
-        else:
-            names = ("seed", "num_steps", "schedule", "precision")
-            shared = {name: getattr(self.plan, name) for name in names}
-        return [asdict(run) | shared for run in self.unit_runs(unit)]
+            return [run | {"name": name} for run, name in zip(runs, names or [""] * len(runs), strict=True)]
+        shared = {name: getattr(self.plan, name) for name in ("seed", "num_steps", "schedule", "precision")}
+        return [run | shared for run in runs]
 
     @property
     def num_units(self) -> int:
         return -(-self.num_runs // self.stack_size)
 
-    def unit_runs(self, unit: int) -> list[RunSettings] | list[ImportedRun]:
+    def unit_runs(self, unit: int) -> Sequence[RunSettings | ImportedRun]:
         return [self.plan.run(run_id) for run_id in self.run_ids(unit)]
 
     def run_ids(self, unit: int) -> range:

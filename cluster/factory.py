@@ -16,7 +16,7 @@ from ckpt_factory.card import write_card
 from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.train import check_plan
-from ckpt_factory.verify import sums_problems
+from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import Zoo, ZooHeader
 
 from .command import Command, Outcome
@@ -159,7 +159,8 @@ class CheckpointFactory:
         started = time.monotonic()
         zoo, task = begin(self.config)
         if self.config.repair:
-            _discard_damaged(zoo)
+            for unit, problem in discard_damaged(zoo):
+                say(f"making shard {unit} anew: {problem}")
         done = zoo.finished_units()
         todo = [unit for unit in range(zoo.header.num_units) if unit not in set(done)]
         if done:
@@ -218,14 +219,6 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
         "runs_per_cpu_s": made / cpu_s if made else None,
         "wall_s": wall_s,
     }
-
-
-def _discard_damaged(zoo: Zoo) -> None:
-    for unit in zoo.finished_units():
-        problems = sums_problems(zoo, unit)
-        if problems:
-            say(f"making shard {unit} anew: {problems[0]}")
-            zoo.sums_path(unit).unlink()
 
 
 def _reason(error: RayError) -> str:
