@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | demo`."""
+"""The command line: `theta make | import | export | verify | info | train | prompt | evaluate | ...`."""
 
 import contextlib
 import dataclasses
@@ -31,6 +31,10 @@ VERBS = {
     "make": (
         "factory",
         "Make a zoo: train networks by the thousand in Ray actors, write checkpoints as Parquet shards.",
+    ),
+    "import": (
+        "imports",
+        "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
     ),
     "verify": (
         "verify",
