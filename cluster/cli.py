@@ -36,6 +36,7 @@ VERBS = {
         "imports",
         "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
     ),
+    "export": ("exports", "Export a zoo as a Hugging Face dataset."),
     "verify": (
         "verify",
         "Check a zoo: checksums of every file, counts, finiteness, duplicates, metrics measured again.",
