@@ -62,9 +62,11 @@ def check_writable(folder: Path) -> None:
     """Make `folder` and a file in it, or say in one line why that cannot be.
 
     Raises:
-        ValueError: the folder cannot be made or written into.
+        ValueError: the folder cannot be made or written into, or holds a Python package.
         DiskFullError: there is no space left for as much as its name.
     """
+    if (folder / "__init__.py").exists():
+        raise ValueError(f"{folder} is a Python package, nothing to write results into; give another --out")
     try:
         with full_disk_named(folder):
             folder.mkdir(parents=True, exist_ok=True)

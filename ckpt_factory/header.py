@@ -34,8 +34,18 @@ class Imported:
     digest: str = ""
     """Hash of the names and steps of all runs in their order: which runs of the source were taken."""
 
+    def __post_init__(self) -> None:
+        for name in ("num_checkpoints", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
     def run(self, run_id: int) -> ImportedRun:
         return ImportedRun(run_id=run_id, order_id=run_id // self.group_size)
+
+
+def columns_of(task: Task) -> tuple[str, ...]:
+    """The columns of metrics that a task measures: validation_loss, ..."""
+    return tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,9 @@ class ZooHeader:
     """How a network's input is made from raw data."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("task", str), ("prompted", str), ("num_runs", int), ("stack_size", int)):
+            if type(getattr(self, name)) is not kind:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {kind.__name__}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         for name in ("num_runs", "stack_size"):
@@ -73,7 +86,7 @@ class ZooHeader:
         return cls(
             task=task.id,
             spec=task.spec,
-            metrics=tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics),
+            metrics=columns_of(task),
             prompted=f"validation_{task.metric}",
             objective=task.objective,
             plan=plan,
@@ -99,6 +112,18 @@ class ZooHeader:
         """Whether the metrics are the task's own; of imported zoos they may be what the source says."""
         return not isinstance(self.plan, Imported) or self.plan.measured
 
+    def check_prompted(self, task: Task) -> None:
+        """Refuse prompts about what the task cannot measure, a source's own metric: none could be answered.
+
+        Raises:
+            ValueError: the prompted column is none of the task's.
+        """
+        if self.prompted not in columns_of(task):
+            raise ValueError(
+                f"the zoo was imported to be prompted with {self.prompted!r}, which {self.task!r} does not "
+                f"measure; import it again with --evaluate, or --prompted {' or '.join(columns_of(task))}"
+            )
+
     @property
     def maker(self) -> str:
         """The command that makes or completes such a zoo."""
@@ -108,15 +133,17 @@ class ZooHeader:
         """Every hyper-parameter of a unit's runs, drawn or shared; of imported runs the names they had."""
         runs = [asdict(run) for run in self.unit_runs(unit)]
         if isinstance(self.plan, Imported):
-            return [run | {"name": name} for run, name in zip(runs, names or [""] * len(runs), strict=True)]
-        shared = {name: getattr(self.plan, name) for name in ("seed", "num_steps", "schedule", "precision")}
-        return [run | shared for run in runs]
+            names = names or [""] * len(runs)
+            source = {"source": self.plan.source}
+            return [run | source | {"name": name} for run, name in zip(runs, names, strict=True)]
+        shared = ("seed", "num_steps", "schedule", "schedule_every", "precision")
+        return [run | {name: getattr(self.plan, name) for name in shared} for run in runs]
 
     @property
     def num_units(self) -> int:
         return -(-self.num_runs // self.stack_size)
 
-    def unit_runs(self, unit: int) -> Sequence[RunSettings | ImportedRun]:
+    def unit_runs(self, unit: int) -> list[RunSettings | ImportedRun]:
         return [self.plan.run(run_id) for run_id in self.run_ids(unit)]
 
     def run_ids(self, unit: int) -> range:

@@ -18,6 +18,9 @@ INIT, ORDER, HYPER, GROUP, BLOCK, STEPS = range(6)  # independent streams of one
 OptimizerName = Literal["sgd", "adamw", "lion", "tiger", "amos"]
 InitName = Literal["default", "kaiming", "xavier", "orthogonal"]
 LossName = Literal["cross-entropy", "tailr"]
+ScheduleName = Literal["cosine", "constant", "inverse-time", "inverse-time-squared"]
+Spacing = Literal["log", "uniform", "random", "metric"]
+Precision = Literal["float32", "bfloat16"]
 T = TypeVar("T")
 LOG_UNIFORM = ("lr", "weight_decay", "init_scale")
 UNIFORM = {
@@ -90,7 +93,7 @@ class RunPlan:
     """Training loss; of several, one is drawn."""
     gamma: tuple[float, float] = (0.1, 0.1)
     """TaiLr's gamma, uniform in this range: 0 is cross-entropy, 1 the error rate's surrogate."""
-    schedule: Literal["cosine", "constant", "inverse-time"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """Learning rate over a run: cosine to zero, constant, or inverse in time."""
     schedule_every: int = 1
     """Steps between changes of the learning rate; the published recipes change it once an epoch."""
@@ -100,10 +103,10 @@ class RunPlan:
     """Runs in sequence that share optimizer and batch size, where several are given; whole groups."""
     num_checkpoints: int = 35
     """Checkpoints of a run: the initialisation, the last step, and steps between them."""
-    spacing: Literal["log", "uniform", "random", "metric"] = "log"
+    spacing: Spacing = "log"
     """Which steps are saved: log-spaced, evenly spaced, drawn for each run as published, or those whose
     metric covers the run's range most evenly."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of matrix products with images; parameters, sums and everything else are float32."""
     compile: bool = False
     """Compile the inner loop with torch.compile: faster in bfloat16, pays from tens of thousands of steps."""
@@ -128,14 +131,19 @@ class RunPlan:
                 or len(set(given)) < len(given)
             ):
                 raise ValueError(f"{name} is {given}; expected one or more of {', '.join(get_args(known))}")
+        for name, known in (("schedule", ScheduleName), ("spacing", Spacing), ("precision", Precision)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected one of {', '.join(get_args(known))}"
+                )
         if "tailr" not in self.loss and self.gamma != (0.1, 0.1):
             raise ValueError(f"gamma is {self.gamma}, but loss is {self.loss}: it is for the loss tailr")
         if len(self.optimizer) * len(self.batch_size) > 1 and self.block_size % self.group_size:
             raise ValueError(
                 f"block_size is {self.block_size}; expected a multiple of group_size {self.group_size}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
         if not 2 <= self.num_checkpoints <= self.num_steps + 1:
             raise ValueError(
                 f"num_checkpoints is {self.num_checkpoints}; {self.num_steps} steps allow 2 to "

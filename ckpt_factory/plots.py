@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from .files import atomic_path
@@ -16,6 +17,7 @@ from .zoo import Zoo
 MOST_UNITS = 64
 """Shards that a picture is drawn from, spread over the zoo."""
 BINS = 48
+PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 INK, MUTED, GRID = "#1b2130", "#5b6475", "#e3e6ec"
 COLOURS = ("#0f766e", "#c2570c", "#7052c8", "#2563a8", "#a3195b")
 
@@ -40,7 +42,12 @@ def zoo_picture(zoo: Zoo, path: Path) -> None:
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(color=GRID, linewidth=0.8)
             ax.set_axisbelow(True)
-            ax.tick_params(colors=MUTED)
+            ax.tick_params(which="both", colors=MUTED)
+            for axis in (ax.xaxis, ax.yaxis):
+                if axis.get_scale() == "log":
+                    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    axis.set_minor_formatter(NullFormatter())
+                axis.set_major_formatter(PLAIN)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
 

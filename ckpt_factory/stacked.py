@@ -8,7 +8,6 @@ dtype at their end; everything else is float32. All functions are plain arithmet
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from .losses import tailr_weight
 
-F = TypeVar("F", bound=Callable)
 RECOMPILE_LIMIT = 64
 """Shapes that one function may be compiled for; a zoo has a few, a diverse one some dozen."""
 
@@ -78,12 +76,12 @@ def metrics(
     logits = forward(params, x, dtype)[-1]  # (K, C, B)
     right = logits.gather(1, labels.expand(len(logits), 1, -1))
     losses = logits.logsumexp(1) - right.squeeze(1)
-    wrong = (logits >= right).sum(1) != 1
+    wrong = (logits < right).sum(1) != logits.shape[1] - 1
     return losses.sum(-1), wrong.sum(-1).to(losses.dtype)
 
 
 @functools.cache
-def compiled(function: F) -> F:
+def compiled(function: Callable) -> Callable:
     """The function compiled for fixed shapes; the same compilation serves all stacks of a process."""
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     return torch.compile(function, fullgraph=True, dynamic=False)

@@ -1,6 +1,7 @@
 """train_stack: K runs in lock-step, the inner loop of the factory."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,8 +9,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .initialise import initialise
-from .optim import make_optimizer
+from .optim import make_optimizer, optimizer_kind
 from .plan import RunPlan, RunSettings
+from .stacked import compiled
 from .tasks.base import Task, Variation, seeded
 
 
@@ -85,8 +87,9 @@ def _train_block(
         lr=peak_lr,
         weight_decay=column("weight_decay"),
         momentum=column("momentum"),
-        compile=plan.compile,
     )
+    if plan.compile and optimizer_kind(runs[0].optimizer).compiles:
+        optimizer.update = partial(compiled(type(optimizer).update), optimizer)
     saved = torch.tensor([plan.steps(run.run_id) for run in runs])  # (K, S)
     checkpoints = torch.empty(*saved.shape, task.spec.D, dtype=dtype)
     at_step = _by_step(saved)
@@ -172,4 +175,5 @@ def _by_step(saved: Int[Tensor, "K S"]) -> dict[int, tuple[Tensor, Tensor]]:
     for k, steps in enumerate(saved.tolist()):
         for i, step in enumerate(steps):
             found.setdefault(step, []).append((k, i))
-    return {step: tuple(torch.tensor(pairs).unbind(1)) for step, pairs in found.items()}
+    tables = {step: torch.tensor(pairs) for step, pairs in found.items()}
+    return {step: (pairs[:, 0], pairs[:, 1]) for step, pairs in tables.items()}

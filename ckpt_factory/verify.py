@@ -115,12 +115,13 @@ def sums_problems(zoo: Zoo, unit: int) -> list[str]:
 
 
 def _planned(plan: RunPlan | Imported, rows: Rows) -> bool:
-    """Whether the steps are those that the plan saves; of which `spacing="metric"` chooses, all may be."""
+    """Whether the steps are those that the plan saves; `spacing="metric"` chooses between first and last."""
     if isinstance(plan, Imported):
         return True
     for run_id, steps in zip(rows.run_ids.tolist(), rows.steps.tolist(), strict=True):
         planned = plan.steps(run_id)
-        if steps != planned and not (plan.spacing == "metric" and set(steps) <= set(planned)):
+        chosen = plan.spacing == "metric" and set(steps) <= set(planned)
+        if steps != planned and not (chosen and (steps[0], steps[-1]) == (planned[0], planned[-1])):
             return False
     return True
 

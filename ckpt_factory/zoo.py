@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .files import TEMPORARY, atomic_path, check_same, write_text
 from .header import ZooHeader
-from .schema import SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
+from .schema import DTYPES, SCHEMA_VERSION, checkpoint_schema, checkpoint_table, runs_schema, theta_tensor
 from .train import Rows
 
 ROW_GROUP_BYTES = 4 * 2**20
@@ -62,7 +62,7 @@ class Zoo:
             )
         try:
             return cls(path, ZooHeader.from_json(text))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             why = " ".join(str(error).split())[:160]
             raise ValueError(
                 f"{path / HEADER} is not a zoo's header ({why}); restore it or make the zoo anew"
@@ -107,8 +107,26 @@ class Zoo:
 
     def finished_units(self) -> list[int]:
         """The units that are done; resuming makes the others, and nothing else decides."""
-        parts = {path.name for path in (self.path / "sums").glob("part-*.sha256")}
-        return [u for u in range(self.header.num_units) if self.sums_path(u).name in parts]
+        found = []
+        for path in (self.path / "sums").glob("part-*.sha256"):
+            number = path.stem.removeprefix("part-")
+            if (
+                number.isdecimal()
+                and int(number) < self.header.num_units
+                and path == self.sums_path(int(number))
+            ):
+                found.append(int(number))
+        return sorted(found)
+
+    def unreadable_units(self) -> list[str]:
+        """What is wrong with finished units at a first look, at their footers; `verify` reads them whole."""
+        found = []
+        for unit in self.finished_units():
+            try:
+                self.row_groups(unit)
+            except ValueError as error:
+                found.append(str(error))
+        return found
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -134,6 +152,8 @@ class Zoo:
                 f"unit {unit} is {num_checkpoints} checkpoints each of the runs {ids[0]} to {ids[-1]}, got "
                 f"theta {shape} of the runs {rows.run_ids.tolist()}"
             )
+        if rows.theta.dtype != DTYPES[self.header.dtype]:  # their bytes would be stored as they are
+            raise ValueError(f"this zoo holds theta as {self.header.dtype}, got {rows.theta.dtype}")
         table = checkpoint_table(
             self.schema,
             rows.run_ids.repeat_interleave(num_checkpoints).numpy(),

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .command import Command
 from .progress import say
@@ -105,6 +105,7 @@ def _is_expected(error: Exception) -> bool:
 def _run_command(name: str, command: Command, args: list[str]) -> int:
     config, where = _parse(name, command, args)
     config, started = _absolute(config), time.monotonic()
+    _check_out(config)
     command.check(config)
     if isinstance(where, RayConfig):
         with ray_session(where):
@@ -123,7 +124,7 @@ def _run_command(name: str, command: Command, args: list[str]) -> int:
     write_text(
         out / "result.json", json.dumps(_finite(result), indent=2, default=str, allow_nan=False) + "\n"
     )
-    table = Table("result", "value", title=f"theta {name}")
+    table = Table(Column("result", no_wrap=True), Column("value", overflow="fold"), title=f"theta {name}")
     for key, value in result.items():
         if value is not None and not isinstance(value, list | dict):
             table.add_row(
@@ -150,7 +151,9 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
         presets = "\n".join(
             f"  --preset {key}: {(make.__doc__ or '').strip()}" for key, make in command.presets.items()
         )
-        description += f"\n\nPresets, whose values any flag overrides:\n{presets}"
+        description += (
+            f"\n\nPresets, whose values any flag overrides (--preset NAME --help shows them):\n{presets}"
+        )
     description += "\n\nExamples:\n" + "\n".join(f"  {line}" for line in command.examples.splitlines())
     errors = io.StringIO()
     try:
@@ -180,6 +183,17 @@ def _absolute(config: Any) -> Any:
         elif dataclasses.is_dataclass(value):
             changes[each.name] = _absolute(value)
     return dataclasses.replace(config, **changes)
+
+
+def _check_out(config: Any) -> None:
+    """Refuse to write results among what they are made from."""
+    out = config.out.resolve()
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.name != "out" and isinstance(value, Path) and value.resolve() == out:
+            raise ValueError(
+                f"--out is {config.out}, which is --{each.name.replace('_', '-')} too; give another"
+            )
 
 
 def _finite(value: Any) -> Any:

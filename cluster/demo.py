@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ class DemoConfig:
     """Held-out initialisations to evaluate on."""
     num_seeds: int = 3
     """Repetitions of the evaluation with other sampling noise."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_runs", 20), ("num_networks", 1), ("num_seeds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not 0 < self.train_s < math.inf:
+            raise ValueError(f"train_s is {self.train_s}; expected a positive number of seconds")
 
 
 def full() -> DemoConfig:
@@ -80,7 +88,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     shown = ("runs", "checkpoints", "runs_per_cpu_s")
     return (
         {f"zoo_{name}": made.metrics[name] for name in shown}
-        | {f"train_{name}": trained[name] for name in ("parameters", "pairs", "train_s", "pairs_per_s")}
+        | {"generator_parameters": trained["parameters"], "train_s": trained["train_s"]}
+        | {f"train_{name}": trained[name] for name in ("pairs", "pairs_per_s")}
         | {name: value for name, value in evaluated.items() if name != "wall_s"}
         | {"report": written["report"], "wall_s": time.monotonic() - started}
     )

@@ -35,11 +35,11 @@ ARRAYS = "evaluation.safetensors"
 class EvaluateConfig:
     """What to evaluate, and how thoroughly."""
 
-    generator: Path = Path("generator")
+    generator: Path = Path("runs/generator")
     """Folder of the generator."""
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo it was trained on; its held-out runs are what it is evaluated on."""
-    out: Path = Path("evaluation")
+    out: Path = Path("runs/evaluation")
     """Folder for the results."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
@@ -107,6 +107,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         say(warning, label="warning")
     task = make(zoo.header.task, data_root=config.data_root)
     held_out = held_out_runs(zoo, generator, config.num_networks)
+    if missing := zoo.header.num_units - len(zoo.finished_units()):
+        say(
+            f"{missing} of {zoo.header.num_units} shards are missing: distance and retrieval see the others "
+            "alone, and copies of what is missing go unnoticed",
+            label="warning",
+        )
     data = ray.put(getattr(task, "data", None))
     steps = config.num_seeds + (4 if config.distance_networks else 0)
     with ProgressBar("evaluate", steps, "parts") as bar:
@@ -140,9 +146,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         }
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+    result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
+        "arrays": sha256(config.out / ARRAYS),
         "sampler": config.sampler,
         "sampling_steps": config.steps,
         "num_networks": len(held_out.run_ids),
@@ -170,6 +178,11 @@ def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
 def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
+    if not zoo.header.remeasurable:
+        raise ValueError(
+            f"zoo {config.zoo} was imported with the metrics of its source; an evaluation needs those of the "
+            "task on its validation and test data: import it again with --evaluate"
+        )
     check_belongs(WeightGenerator.load(config.generator), zoo)
     make(zoo.header.task, data_root=config.data_root)
 
@@ -178,5 +191,5 @@ COMMAND = Command(
     EvaluateConfig,
     lambda config: (evaluate(config), config.out, 0),
     check=_check,
-    examples="theta evaluate --generator generator --zoo zoo --out evaluation",
+    examples="theta evaluate --generator runs/generator --zoo runs/zoo --out runs/evaluation",
 )

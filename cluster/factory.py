@@ -1,5 +1,6 @@
 """CheckpointFactory: Ray actors train the stacks of a zoo and commit one shard for each."""
 
+import contextlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.verify import discard_damaged
-from ckpt_factory.zoo import Zoo, ZooHeader
+from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
 from .progress import ProgressBar, say
@@ -33,7 +34,7 @@ class FactoryConfig:
 
     task: str = "digits-mlp-v0"
     """Id of the learning problem; `module:id` for one of your own."""
-    out: Path = Path("zoo")
+    out: Path = Path("runs/zoo")
     """Folder of the zoo. The same command again resumes it."""
     data_root: Path | None = None
     """Where the task's images are: Parquet files in the Hugging Face layout, or torchvision's folder."""
@@ -131,15 +132,17 @@ class FactoryActor:
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
 
 
-def begin(config: FactoryConfig) -> tuple[Zoo, Task]:
-    """Begin a zoo or find it begun; what a stack would refuse is refused here, before anything is written."""
+def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
+    """What is to be made; what a stack would refuse is refused here, before anything is written."""
     check_writable(config.out)
     task = make(config.task, data_root=config.data_root)
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
     check_plan(task, config.plan)
-    return Zoo.create(config.out, header), task
+    if (config.out / HEADER).exists():
+        Zoo.create(config.out, header)  # refuses another zoo
+    return header, task
 
 
 class CheckpointFactory:
@@ -157,10 +160,13 @@ class CheckpointFactory:
 
     def fit(self) -> ZooResult:
         started = time.monotonic()
-        zoo, task = begin(self.config)
+        header, task = check(self.config)
+        zoo = Zoo.create(self.config.out, header)
         if self.config.repair:
             for unit, problem in discard_damaged(zoo):
                 say(f"making shard {unit} anew: {problem}")
+        elif damaged := zoo.unreadable_units():
+            say(f"{damaged[0]}", label="warning")
         done = zoo.finished_units()
         todo = [unit for unit in range(zoo.header.num_units) if unit not in set(done)]
         if done:
@@ -207,7 +213,8 @@ class CheckpointFactory:
 def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
     runs = zoo.read_runs() if zoo.finished_units() else None
     made = sum(report["runs"] for report in reports)
-    cpu_s = sum(report["cpu_s"] for report in reports)
+    logged = _logged(zoo)  # of this and of earlier sessions
+    runs_logged, cpu_s = (sum(each[name] for each in logged) for name in ("runs", "cpu_s"))
     return {
         "task": zoo.header.task,
         "runs": len(runs) if runs else 0,
@@ -215,10 +222,20 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
         "diverged_runs": runs["status"].to_pylist().count("diverged") if runs else 0,
         "bytes": sum(zoo.checkpoints_path(unit).stat().st_size for unit in zoo.finished_units()),
         "runs_made_now": made,
-        "cpu_s_per_run": cpu_s / made if made else None,
-        "runs_per_cpu_s": made / cpu_s if made else None,
+        "cpu_s_per_run": cpu_s / runs_logged if runs_logged else None,
+        "runs_per_cpu_s": runs_logged / cpu_s if runs_logged else None,
         "wall_s": wall_s,
     }
+
+
+def _logged(zoo: Zoo) -> list[dict[str, Any]]:
+    """The last report of every unit; a line that a kill has torn is left out."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in (zoo.path / LOG).read_text().splitlines() if (zoo.path / LOG).exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            report = json.loads(line)
+            found[report["unit"]] = report
+    return list(found.values())
 
 
 def _reason(error: RayError) -> str:
@@ -237,7 +254,7 @@ COMMAND = Command(
     FactoryConfig,
     _run,
     presets=PRESETS,
-    check=begin,
-    examples="theta make --preset digits --out zoo\n"
-    "theta make --preset mnist --data-root data --out zoo-mnist --address auto",
+    check=check,
+    examples="theta make --preset digits --out runs/zoo\n"
+    "theta make --preset mnist --data-root data --out runs/zoo-mnist --address auto",
 )

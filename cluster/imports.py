@@ -124,6 +124,8 @@ def import_zoo(config: ImportConfig) -> dict[str, Any]:
     if config.repair:
         for unit, problem in discard_damaged(zoo):
             say(f"importing shard {unit} anew: {problem}")
+    elif damaged := zoo.unreadable_units():
+        say(damaged[0], label="warning")
     for name, why in list(source.skipped.items())[:10]:
         say(f"run {name} is left out: {why}", label="warning")
     finished = set(zoo.finished_units())

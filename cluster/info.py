@@ -16,15 +16,17 @@ from .command import Command
 class InfoConfig:
     """Which zoo to describe."""
 
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo."""
-    out: Path = Path("info")
+    out: Path = Path("runs/info")
     """Folder for result.json."""
 
 
 def info(config: InfoConfig) -> dict[str, Any]:
     """Task, runs, checkpoints, bytes, recipe and metrics of a zoo as plain numbers."""
     zoo = Zoo.open(config.zoo)
+    if damaged := zoo.unreadable_units():
+        raise ValueError(damaged[0])
     summary = zoo_summary(zoo)
     finals = summary.pop("final")
     recipe = recipe_facts(zoo.header.plan)
@@ -48,5 +50,5 @@ COMMAND = Command(
     lambda config: (info(config), config.out, 0),
     check=_check,
     starts_ray=False,
-    examples="theta info --zoo zoo",
+    examples="theta info --zoo runs/zoo",
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import ray
 import torch
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
@@ -23,7 +23,7 @@ from .progress import say
 class PromptConfig:
     """What to make with a generator."""
 
-    generator: Path = Path("generator")
+    generator: Path = Path("runs/generator")
     """Folder of the generator."""
     prompts: tuple[float, ...] = ()
     """The metrics wished for, as in `--prompts 0.1 0.5 1.0`; default the best that the zoo has seen."""
@@ -39,7 +39,7 @@ class PromptConfig:
     """Ancestral (ddpm) or deterministic (ddim) sampling."""
     seed: int = 0
     """Seed of initialisations and sampling noise."""
-    out: Path = Path("prompted")
+    out: Path = Path("runs/prompted")
     """Folder for the networks, one safetensors state_dict each."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
@@ -113,11 +113,17 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def _run(config: PromptConfig) -> Outcome:
     rows, result = prompt(config)
     column = result["prompted_column"]
+    rows = [row | {"network": row["file"].split("-")[1]} for row in rows]
     shown = ["prompt", f"start_{column}", column, *(name for name in rows[0] if name.startswith("test_"))]
-    table = Table(Column("network", no_wrap=True), *(name.replace("_", " ") for name in shown))
+    table = Table("network", *(name.replace("_", " ") for name in shown))
     for row in rows:
-        table.add_row(row["file"].removesuffix(".safetensors"), *(f"{row[name]:.4f}" for name in shown))
+        table.add_row(row["network"], *(f"{row[name]:.4f}" for name in shown))
     Console().print(table)
+    say(
+        f"networks: {config.out}/{rows[0]['file']}, ..."
+        if len(rows) > 1
+        else f"network: {config.out}/{rows[0]['file']}"
+    )
     return result, config.out, 0
 
 
@@ -133,6 +139,6 @@ COMMAND = Command(
     PromptConfig,
     _run,
     check=_check,
-    examples="theta prompt --generator generator --prompts 0.1 0.5 1.0\n"
-    "theta prompt --generator generator --start mine.safetensors --prompts 0.1 --updates 3",
+    examples="theta prompt --generator runs/generator --prompts 0.1 0.5 1.0\n"
+    "theta prompt --generator runs/generator --start mine.safetensors --prompts 0.1 --updates 3",
 )

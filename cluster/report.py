@@ -22,13 +22,13 @@ from .train import LOG, read_log
 class ReportConfig:
     """What to report on."""
 
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo."""
-    generator: Path = Path("generator")
+    generator: Path = Path("runs/generator")
     """The generator trained on it."""
-    evaluation: Path = Path("evaluation")
+    evaluation: Path = Path("runs/evaluation")
     """What `theta evaluate` wrote."""
-    out: Path = Path("report")
+    out: Path = Path("runs/report")
     """Folder for report.html."""
 
 
@@ -38,8 +38,12 @@ def report(config: ReportConfig) -> dict[str, Any]:
     check_belongs(generator, zoo)
     try:
         result = json.loads((config.evaluation / "result.json").read_text())
+        if not isinstance(result, dict) or not isinstance(result.get("prompt_alignment"), float):
+            raise ValueError("its result.json is not one of theta evaluate")
+        if result.get("arrays") != sha256(config.evaluation / ARRAYS):
+            raise ValueError(f"{ARRAYS} is not of this result.json")
         arrays = safetensors.torch.load_file(config.evaluation / ARRAYS)
-    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"no evaluation in {config.evaluation} ({error}); run `theta evaluate --out "
             f"{config.evaluation}` first"
@@ -50,8 +54,6 @@ def report(config: ReportConfig) -> dict[str, Any]:
             f"{config.evaluation} is an evaluation of another generator than {config.generator}; run "
             f"`theta evaluate --generator {config.generator} --out {config.evaluation}` again"
         )
-    if config.out.resolve() == config.evaluation.resolve():
-        raise ValueError(f"--out is the evaluation's own folder {config.out}; give another")
     check_writable(config.out)
     path = config.out / "report.html"
     write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG)))
@@ -63,5 +65,5 @@ COMMAND = Command(
     ReportConfig,
     lambda config: (report(config), config.out, 0),
     starts_ray=False,
-    examples="theta report --zoo zoo --generator generator --evaluation evaluation --out report",
+    examples="theta report\ntheta report --zoo my-zoo --generator my-generator --evaluation my-evaluation",
 )

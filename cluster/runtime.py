@@ -30,8 +30,11 @@ class RayConfig(AddressConfig):
             raise ValueError(f"num_cpus is {self.num_cpus}; expected at least 1")
 
 
-LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""The one switch that makes Ray on Linux bind 127.0.0.1 and nothing else."""
+LOOPBACK_ONLY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+}
+"""What makes Ray, and the process groups of training in it, bind 127.0.0.1 and nothing else."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -53,7 +56,7 @@ def prepare_environment(address: str | None) -> None:
     if address is None:
         wanted |= LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:
-        wanted |= {"RAY_AUTH_MODE": "token" if _has_token() else "disabled"}
+        wanted |= {"RAY_AUTH_MODE": "token" if _has_token() else "disabled", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     # What keeps others out of a Ray started here is not left to what the environment happens to say.
     forced = {"RAY_AUTH_MODE", *LOOPBACK_ONLY} if address is None else set()
     missing = {
@@ -99,6 +102,11 @@ def ray_session(config: RayConfig) -> Iterator[int]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
+        if address and ("AuthToken" in reason or "uthenticat" in reason):
+            raise ValueError(
+                f"the Ray cluster at {address!r} refuses the token of this machine; set "
+                "RAY_AUTH_TOKEN to the cluster's, or put that into ~/.ray/auth_token"
+            ) from None
         cure = "start one with `ray start --head`, check its token (RAY_AUTH_TOKEN), or leave out --address"
         raise ValueError(
             f"no Ray cluster at {address!r} ({reason}); {cure}"

@@ -1,6 +1,7 @@
 """Training the generator with Ray Train: a TorchTrainer over DDP, fed by Ray Data, resumed after any kill."""
 
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -15,7 +16,7 @@ import ray.train
 import torch
 from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, get_device, prepare_model
+from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory import make
 from ckpt_factory.files import check_same, check_writable, write_text
@@ -32,8 +33,9 @@ from generator.train import TrainConfig, faster_precision, train
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
 from .progress import ProgressBar, say
+from .rendezvous import torch_config
 
-RAY_FOLDER, LOG, STATE = "ray_train", "training.jsonl", "state.pt"
+RAY_FOLDER, LOG, STATE, REQUEST = "ray_train", "training.jsonl", "state.pt", "request.json"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
@@ -44,9 +46,9 @@ FIT_RUNS = 256
 class GeneratorConfig:
     """What to train, on what."""
 
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo to learn from."""
-    out: Path = Path("generator")
+    out: Path = Path("runs/generator")
     """Folder of the artefact. The same command again resumes a training that was killed."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
@@ -67,10 +69,10 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
-        if self.rank < 0 or self.num_workers < 1 or self.reservoir_gib <= 0:
+        if self.rank < 0 or self.num_workers < 1 or not 0 < self.reservoir_gib < math.inf:
             raise ValueError(
                 f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
-                f"reservoir_gib {self.reservoir_gib} positive"
+                f"reservoir_gib {self.reservoir_gib} positive and finite"
             )
 
 
@@ -145,7 +147,7 @@ def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) 
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": WORKER_CPUS, "GPU": int(config.use_gpu)},
         ),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if config.use_gpu else "gloo"),
+        torch_config=torch_config("cpu:gloo,cuda:nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(
             name="run",
             storage_path=str((config.out / RAY_FOLDER).absolute()),
@@ -237,7 +239,7 @@ def check(config: GeneratorConfig) -> Zoo:
     check_writable(config.out)
     if not zoo.finished_units():
         raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
-    make(zoo.header.task, data_root=config.data_root)
+    zoo.header.check_prompted(make(zoo.header.task, data_root=config.data_root))
     return zoo
 
 
@@ -252,13 +254,20 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     missing = zoo.header.num_units - len(zoo.finished_units())
     if missing:
         say(f"zoo {zoo.path} lacks {missing} of its {zoo.header.num_units} shards: training on the others")
+    generator = None
+    if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
+        _check_resources(config)
+        generator = prepare(config, zoo)
+        limit = generator.origin.num_training_runs
+        partition(zoo, limit, num_workers=config.num_workers, seed=config.training.seed)
     config = _claim(config, zoo)
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
         return json.loads((config.out / CONFIG).read_text())["training"]
     _check_resources(config)
     started = time.monotonic()
-    generator = prepare(config, zoo)
+    _resume(config.out)
+    generator = generator or prepare(config, zoo)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
     trainer = make_trainer(config, zoo, generator)
     try:
@@ -271,13 +280,14 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
     curve = read_log(config.out / LOG)
+    pairs = int(state["step"]) * config.training.batch_size * config.num_workers
     metrics = {
         "steps": int(state["step"]),
-        "pairs": int(state["step"]) * config.training.batch_size * config.num_workers,
+        "pairs": pairs,
         "train_s": float(state["elapsed_s"]),
         "loss": curve[-1]["loss"] if curve else None,
-        "pairs_per_s": curve[-1]["pairs_per_s"] * config.num_workers if curve else None,
-        "data_wait_share": max((entry["data_wait_share"] for entry in curve[1:]), default=None),
+        "pairs_per_s": pairs / float(state["elapsed_s"]),
+        "data_wait_share": sum(entry["data_wait_share"] for entry in curve) / len(curve) if curve else None,
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "training_runs": generator.origin.num_training_runs,
         "held_out_runs": zoo.header.num_runs - generator.origin.num_training_runs,
@@ -287,6 +297,18 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
     shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
     return metrics
+
+
+def _resume(folder: Path) -> None:
+    """Say where an interrupted training goes on, and forget of its log what will be done again."""
+    saved = [int(path.name.removeprefix("step-")) for path in (folder / RAY_FOLDER).glob("*/step-*")]
+    entries = read_log(folder / LOG)
+    if saved:
+        say(f"resuming the training in {folder} from step {max(saved):,}")
+    elif entries:
+        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
+    kept = [entry for entry in entries if saved and entry["step"] <= max(saved)]
+    write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def _loads(folder: Path) -> bool:
@@ -323,7 +345,7 @@ def _claim(config: GeneratorConfig, zoo: Zoo) -> GeneratorConfig:
         if key not in ignored
     }
     wanted |= {"zoo_header": sha256(zoo.path / HEADER), "shards": len(zoo.finished_units())}
-    path = config.out / "request.json"
+    path = config.out / REQUEST
     if not path.exists():
         shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # states of a training that nobody knows
         precision = config.training.precision
@@ -367,5 +389,5 @@ COMMAND = Command(
     lambda config: (fit(config), config.out, 0),
     presets=PRESETS,
     check=check,
-    examples="theta train --preset digits --zoo zoo --out generator",
+    examples="theta train --preset digits --zoo runs/zoo --out runs/generator",
 )

@@ -20,13 +20,13 @@ from .progress import ProgressBar, say
 class VerifyConfig:
     """Which zoo to check, and how thoroughly."""
 
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
     sample: int = 256
     """Checkpoints, spread over all shards, whose metrics are measured again; 0 measures none."""
-    out: Path = Path("verification")
+    out: Path = Path("runs/verification")
     """Folder for result.json."""
 
     def __post_init__(self) -> None:
@@ -62,8 +62,12 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
             parts.append(ray.get(done))
             bar.update(len(parts))
     found = merge(zoo, parts)
-    result = asdict(found) | {"units": len(found.units), "ok": found.ok}
-    del result["last_networks"]
+    result = {
+        name.replace("units", "shards"): value
+        for name, value in asdict(found).items()
+        if name != "last_networks"
+    }
+    result |= {"shards": len(found.units), "ok": found.ok}
     return found, result
 
 
@@ -89,4 +93,6 @@ def _check(config: VerifyConfig) -> None:
         make(zoo.header.task, data_root=config.data_root)
 
 
-COMMAND = Command(VerifyConfig, _run, check=_check, examples="theta verify --zoo zoo --out verification")
+COMMAND = Command(
+    VerifyConfig, _run, check=_check, examples="theta verify --zoo runs/zoo --out runs/verification"
+)

@@ -1,5 +1,6 @@
 """WeightGenerator: a trained generator as one object, and as a folder that loads with one call."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -173,7 +174,8 @@ class WeightGenerator:
                 safetensors.torch.save_file(content, temporary)
         write_text(folder / "README.md", card)
         sums = {name: sha256(folder / name) for name in (MODEL, NORMALIZATION)}
-        fields |= {"sha256": sums, "training": training}
+        fields |= {"sha256": sums, "training": dict(training)}
+        fields |= {"fields_sha256": _digest(fields)}
         write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
     @classmethod
@@ -195,12 +197,28 @@ class WeightGenerator:
                 raise ValueError(
                     f"format version {fields['format_version']}, this thetaforge reads {FORMAT_VERSION}"
                 )
-            for name, expected in fields["sha256"].items():
-                if sha256(folder / name) != expected:
+            if _digest(fields) != fields["fields_sha256"]:
+                raise ValueError(f"{CONFIG} is not as it was written")
+            for name in (MODEL, NORMALIZATION):
+                if sha256(folder / name) != fields["sha256"][name]:
                     raise ValueError(f"the sha256 of {name} is not the one in {CONFIG}")
             generator = cls.from_parts(fields, safetensors.torch.load_file(folder / NORMALIZATION))
             generator.model.load_state_dict(safetensors.torch.load_file(folder / MODEL))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RuntimeError,
+            safetensors.SafetensorError,
+        ) as error:
             text = " ".join(f"{error}".split())[:200]
             raise ValueError(f"the generator in {folder} cannot be loaded ({text}); train it anew") from None
         return replace(generator, model=generator.model.eval().requires_grad_(False))
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    """sha256 of what config.json says, but for this very field."""
+    said = {name: value for name, value in fields.items() if name != "fields_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()

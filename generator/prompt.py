@@ -106,17 +106,20 @@ def load_network(path: Path, spec: ParamSpec) -> Float[Tensor, "1 D"]:
         raise ValueError(f"no file {path}; expected a state_dict saved as safetensors") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{path} is not a safetensors file ({error}); save the state_dict as safetensors"
+            f"{path} is not a safetensors file ({error}); save it with safetensors.torch.save_file"
         ) from None
+    state = {name: value.float() for name, value in state.items()}
     try:
-        theta = spec.flatten({name: value.float() for name, value in state.items()})
+        theta = spec.flatten(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if theta.ndim != 1:
         raise ValueError(f"{path} holds a stack of {len(theta)} networks; give a file with one")
     if not theta.isfinite().all():
         bad = [name for name, value in state.items() if not value.isfinite().all()]
-        raise ValueError(f"{path}: {', '.join(bad)} holds NaN or infinity; give finite parameters")
+        raise ValueError(
+            f"{path}: {', '.join(bad)} holds NaN or infinity (as float32); give finite parameters"
+        )
     return theta.unsqueeze(0)
 
 

@@ -360,9 +360,13 @@ def _training(e: Evidence) -> str:
         ("Waiting for data", f"{sum(waits) / len(waits):.1%} of the time" if waits else "-"),
     ]
     loss = plots.training_curve(curve, "step", "loss", ("step", "training loss"))
-    pairs = plots.training_curve(curve, "train_s", "pairs_per_s", ("seconds of training", "pairs per second"))
+    pairs = plots.training_curve(
+        curve, "train_s", "pairs_per_s", ("seconds of training", "pairs per second and worker")
+    )
     caption = "Loss of the predicted clean update, in units of the update's scale; mean between reports."
-    return figures((loss, caption), (pairs, "Pairs of checkpoints that training got through.")) + table(*rows)
+    return figures((loss, caption), (pairs, "Pairs of checkpoints that each worker got through.")) + table(
+        *rows
+    )
 
 
 def _numbers(e: Evidence) -> str:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..header import Imported, ZooHeader
+from ..header import Imported, ZooHeader, columns_of
 from ..schema import DTYPES
 from ..spec import ParamSpec
 from ..tasks.base import SPLITS, Task
@@ -23,7 +23,7 @@ from ..zoo import Zoo
 
 EVALUATED_TOGETHER = 64
 """Checkpoints that are measured as one stack."""
-RESERVED = {"run_id", "order_id", "step", "theta", "name", "status"}
+RESERVED = {"run_id", "order_id", "step", "theta", "source", "name", "status"}
 """Columns of a zoo that no metric may be called."""
 COLUMN = re.compile(r"(?!final_)[A-Za-z][A-Za-z0-9_]*")
 
@@ -150,8 +150,7 @@ def begin_import(
         raise ValueError("--evaluate measures with the task; name it with --task")
     if evaluate and (prompted or objective):
         raise ValueError("--prompted and --objective are the task's own with --evaluate; leave them out")
-    own = tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics) if task else ()
-    metrics = own if evaluate else source.metrics
+    metrics = columns_of(task) if evaluate and task else source.metrics
     if not metrics:
         raise ValueError(
             f"{source.label} has no metrics; give some, or --task and --evaluate to measure them"

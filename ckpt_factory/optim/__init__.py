@@ -1,9 +1,22 @@
-from types import SimpleNamespace
+"""Optimizers for stacks: torch.optim.Optimizers whose hyper-parameters may differ from run to run."""
 
+from .adamw import AdamW
+from .amos import Amos
+from .check import check_optimizer
+from .kinds import OPTIMIZERS, OptimizerKind, make_optimizer, optimizer_kind
+from .lion import Lion
 from .sgd import SGD
+from .tiger import Tiger
 
-OPTIMIZERS = {n: SimpleNamespace(lr_ratio=1.0) for n in ("sgd", "adamw", "lion", "tiger", "amos")}
-
-
-def make_optimizer(name, params, *, lr, weight_decay, momentum, compile=False):
-    return SGD(params.values(), lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=True)
+__all__ = [
+    "OPTIMIZERS",
+    "SGD",
+    "AdamW",
+    "Amos",
+    "Lion",
+    "OptimizerKind",
+    "Tiger",
+    "check_optimizer",
+    "make_optimizer",
+    "optimizer_kind",
+]

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .. import stacked
@@ -41,7 +41,7 @@ class MLPClassifier(Task):
         self.images = {split: torch.from_numpy(x).flatten(1) for split, x in data.images.items()}
         self.labels = {split: torch.from_numpy(y) for split, y in data.labels.items()}
         self.product_dtype, self.compile = torch.float32, False
-        self.prepared: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+        self.prepared: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"prepared": {}}
@@ -105,10 +105,21 @@ class MLPClassifier(Task):
             wrong += errors
         return {"loss": loss / len(labels), "error": wrong / len(labels)}
 
+    def predict(
+        self, theta: Float[Tensor, "K D"], split: str
+    ) -> tuple[Float[Tensor, "K C B"], Int[Tensor, " B"]]:
+        """Logits of all images of a split, and their labels."""
+        x, labels = self._whole(split, theta.device)
+        chunks = [
+            stacked.forward(self._params(theta), part.unsqueeze(0), self.product_dtype)[-1]
+            for part in x.split(EVALUATION_CHUNK)
+        ]
+        return torch.cat(chunks, -1), labels
+
     def with_products(self, precision: str, *, compile: bool = False) -> "MLPClassifier":
         task = copy.copy(self)
         task.product_dtype, task.compile = getattr(torch, precision), compile
-        task.prepared = {}
+        task.prepared = self.prepared  # copying goes through __getstate__
         return task
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
@@ -129,7 +140,7 @@ class MLPClassifier(Task):
 
     def _whole(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """All images of a split in the dtype of products, and their labels: prepared once."""
-        key = (split, device)
+        key = (split, device, self.product_dtype)
         if key not in self.prepared:
             images = self._normalise(self.images[split].to(device), self.product_dtype)
             self.prepared[key] = images, self.labels[split].to(device)

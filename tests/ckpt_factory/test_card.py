@@ -28,12 +28,16 @@ def test_card_mentions_the_facts(digits_zoo: Zoo) -> None:
     plan = digits_zoo.header.plan
     facts = ["digits-mlp-v0", "24 runs", "192 checkpoints", "1,210 parameters", "0 diverged", "3 of 3 shards"]
     facts += [
-        f"momentum {plan.momentum}",
-        f"{plan.num_steps} steps",
+        f"momentum {plan.momentum[0]}",
+        f"steps: {plan.num_steps} of batch 32",
         f"seed {plan.seed}",
-        "learning rate 0.1",
+        "learning rate: 0.1",
     ]
-    facts += [", ".join(map(str, plan.steps())), "| fc2.weight | [10, 16] | 1040 | 1200 |", "float32"]
+    facts += [
+        f"{plan.num_checkpoints} checkpoints a run, at log-spaced steps",
+        "| fc2.weight | [10, 16] | 1040 | 1200 |",
+        "float32",
+    ]
     facts += [f"{summary['final']['validation_loss']['median']:.4f}", "sha256sum -c sums/*.sha256"]
     for fact in facts:
         assert fact in card, fact

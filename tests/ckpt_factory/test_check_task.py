@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckpt_factory import Symmetry, Task, check_task, make, registry
 from ckpt_factory.tasks import ImageData, MLPClassifier, Quadratic
-from ckpt_factory.tasks.base import Batch, Sampler
+from ckpt_factory.tasks.base import Batch, Sampler, Variation
 
 
 def test_the_contract_holds_for_digits(digits: Task) -> None:
@@ -101,8 +101,11 @@ class InitFromGlobalGenerator(MLPClassifier):
 class StatefulBatches(MLPClassifier):
     """Every batch is the same for all groups: the generators are not used."""
 
-    def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
-        return super().sampler([torch.Generator().manual_seed(len(rngs)) for _ in rngs], batch_size)
+    def sampler(
+        self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+    ) -> Sampler:
+        same = [torch.Generator().manual_seed(len(rngs)) for _ in rngs]
+        return super().sampler(same, batch_size, variation)
 
 
 class OtherMetrics(MLPClassifier):

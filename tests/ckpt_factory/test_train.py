@@ -1,18 +1,18 @@
 """train_stack: K runs in lock-step are K ordinary trainings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ckpt_factory import RunPlan, RunSettings, make, train_stack
 from ckpt_factory.tasks import MLPClassifier
-from ckpt_factory.tasks.base import Sampler, seeded
-from tests.conftest import plain_mlp
+from ckpt_factory.tasks.base import Sampler, Variation, seeded
+
+from .plain import plain_training
 
 PLAN = RunPlan(
     seed=3,
@@ -29,86 +29,60 @@ def runs_of(plan: RunPlan, num: int) -> list[RunSettings]:
     return [plan.run(i) for i in range(num)]
 
 
-def plain_training(task: MLPClassifier, plan: RunPlan, run: RunSettings) -> list[Tensor]:
-    """The oracle: a module, torch's SGD and cosine schedule, batches of a shuffled epoch, images by hand."""
-    theta = task.init(plan.init_rngs([run]))[0] * run.init_scale
-    net = plain_mlp(task.sizes, task.spec.unflatten(theta))
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=run.lr, momentum=0.9, nesterov=True, weight_decay=run.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=plan.num_steps)
-    pixels = torch.from_numpy(task.data.images["train"].astype(np.float32)).flatten(1)
-    images = (pixels / task.data.full_scale - task.data.mean) / task.data.std
-    labels = torch.from_numpy(task.data.labels["train"])
-    order_rng = plan.order_rngs([run])[0]
-    kept, batches = [], []
-    for step in range(plan.num_steps + 1):
-        if step in plan.steps():
-            kept.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]))
-        if len(batches) == 0:
-            order = torch.randperm(len(labels), generator=order_rng)
-            batches = [b for b in order.split(plan.batch_size) if len(b) == plan.batch_size]
-        batch = batches.pop(0)
-        optimizer.zero_grad()
-        F.cross_entropy(net(images[batch]), labels[batch]).backward()
-        optimizer.step()
-        schedule.step()
-    return kept
-
-
 @pytest.mark.parametrize("group_size", [1, 2])
 def test_a_stack_equals_plain_pytorch_trainings(digits: MLPClassifier, group_size: int) -> None:
     plan = replace(PLAN, group_size=group_size)
     runs = runs_of(plan, 4)
     assert len({run.lr for run in runs}) == 4
-    rows = list(train_stack(digits, plan, runs))
-    assert [row.step for row in rows] == plan.steps()
+    rows = train_stack(digits, plan, runs)
+    assert rows.run_ids.tolist() == [0, 1, 2, 3]
+    assert rows.steps.tolist() == [plan.steps()] * 4
     for k, run in enumerate(runs):
-        for row, theta in zip(rows, plain_training(digits, plan, run), strict=True):
-            # float32 rounding, amplified along 40 steps; an update moves parameters by 1e-2
-            torch.testing.assert_close(row.theta[k], theta, rtol=1e-3, atol=2e-4)
+        # float32 rounding, amplified along 40 steps; an update moves parameters by 1e-2
+        torch.testing.assert_close(rows.theta[k], plain_training(digits, plan, run), rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("batch_size", [400, 1077])
 def test_a_second_epoch_equals_plain_pytorch_too(digits: MLPClassifier, batch_size: int) -> None:
     plan = RunPlan(num_steps=6, batch_size=(batch_size,), num_checkpoints=7)
-    rows = list(train_stack(digits, plan, runs_of(plan, 2)))
+    rows = train_stack(digits, plan, runs_of(plan, 2))
     for k, run in enumerate(runs_of(plan, 2)):
-        for row, theta in zip(rows, plain_training(digits, plan, run), strict=True):
-            # float32 rounding along 6 steps
-            torch.testing.assert_close(row.theta[k], theta, rtol=1e-4, atol=1e-5)
+        # float32 rounding along 6 steps
+        torch.testing.assert_close(rows.theta[k], plain_training(digits, plan, run), rtol=1e-4, atol=1e-5)
 
 
 def test_a_stack_equals_its_single_runs(digits: MLPClassifier) -> None:
-    rows = list(train_stack(digits, PLAN, runs_of(PLAN, 5)))
+    rows = train_stack(digits, PLAN, runs_of(PLAN, 5))
     for k, run in enumerate(runs_of(PLAN, 5)):
-        for row, single in zip(rows, train_stack(digits, PLAN, [run]), strict=True):
-            # matrix products of another shape sum in another order: float32 rounding, 40 steps long
-            torch.testing.assert_close(row.theta[k], single.theta[0], rtol=1e-3, atol=2e-4)
-            for name, values in row.metrics.items():
-                assert abs(values[k] - single.metrics[name][0]) < 5e-3, name
+        single = train_stack(digits, PLAN, [run])
+        # matrix products of another shape sum in another order: float32 rounding, 40 steps long
+        torch.testing.assert_close(rows.theta[k], single.theta[0], rtol=1e-3, atol=2e-4)
+        for name, values in rows.metrics.items():
+            assert (values[k] - single.metrics[name][0]).abs().max() < 5e-3, name
 
 
 def test_the_same_stack_is_bit_identical_again(digits: MLPClassifier) -> None:
-    first, second = (list(train_stack(digits, PLAN, runs_of(PLAN, 3))) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.theta, b.theta)
+    first, second = (train_stack(digits, PLAN, runs_of(PLAN, 3)) for _ in range(2))
+    assert torch.equal(first.theta, second.theta)
+    assert all(torch.equal(values, second.metrics[name]) for name, values in first.metrics.items())
 
 
 def test_quadratic_has_the_closed_form() -> None:
-    plan = replace(PLAN, schedule="constant", momentum=0.0, num_steps=30)
+    plan = replace(PLAN, schedule="constant", momentum=(0.0, 0.0), num_steps=30)
     task, runs = make("quadratic-v0"), runs_of(plan, 4)
     start = task.init(plan.init_rngs(runs)).double().numpy()
     curvature = np.linspace(0.1, 1.0, 8)
-    for row in train_stack(task, plan, runs):
-        for k, run in enumerate(runs):
-            expected = run.init_scale * start[k] * (1 - run.lr * (curvature + run.weight_decay)) ** row.step
+    rows = train_stack(task, plan, runs)
+    for k, run in enumerate(runs):
+        for s, step in enumerate(rows.steps[k].tolist()):
+            expected = run.init_scale * start[k] * (1 - run.lr * (curvature + run.weight_decay)) ** step
             # 30 float32 multiplications
-            np.testing.assert_allclose(row.theta[k].numpy(), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(rows.theta[k, s].numpy(), expected, rtol=1e-5, atol=1e-6)
             validation = 0.5 * (curvature * expected**2).sum()
             test = 0.5 * (curvature * (expected - 0.1) ** 2).sum()
-            np.testing.assert_allclose(row.metrics["validation_loss"][k], validation, rtol=1e-4, atol=1e-7)
-            np.testing.assert_allclose(row.metrics["test_loss"][k], test, rtol=1e-4, atol=1e-7)
+            metrics = {name: values[k, s] for name, values in rows.metrics.items()}
+            np.testing.assert_allclose(metrics["validation_loss"], validation, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(metrics["test_loss"], test, rtol=1e-4, atol=1e-7)
 
 
 class SameStart(MLPClassifier):
@@ -121,7 +95,7 @@ class SameStart(MLPClassifier):
 def test_runs_of_a_group_share_batches_and_groups_do_not(digits: MLPClassifier) -> None:
     task = SameStart(digits.data, digits.sizes)
     plan = RunPlan(num_steps=5, num_checkpoints=2, group_size=3)
-    last = list(train_stack(task, plan, runs_of(plan, 6)))[-1].theta
+    last = train_stack(task, plan, runs_of(plan, 6)).theta[:, -1]
     for k in (1, 2):
         # the same numbers at another place of a matrix product: float32 rounding, five steps long
         torch.testing.assert_close(last[k], last[0], rtol=1e-4, atol=1e-6)
@@ -133,7 +107,7 @@ def test_runs_of_a_group_share_batches_and_groups_do_not(digits: MLPClassifier) 
 def test_a_stack_is_whole_groups_in_sequence(digits: MLPClassifier, chosen: list[int]) -> None:
     plan = replace(PLAN, group_size=2)
     with pytest.raises(ValueError, match="whole groups of 2 runs"):
-        next(iter(train_stack(digits, plan, [plan.run(i) for i in chosen])))
+        train_stack(digits, plan, [plan.run(i) for i in chosen])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -141,31 +115,30 @@ def test_stored_metrics_are_those_of_the_parameters_as_stored(
     digits: MLPClassifier, dtype: torch.dtype
 ) -> None:
     runs = runs_of(PLAN, 3)
-    exact = list(train_stack(digits, PLAN, runs))
-    for row, full in zip(train_stack(digits, PLAN, runs, dtype=dtype), exact, strict=True):
-        assert row.theta.dtype == dtype
-        assert torch.equal(
-            row.theta, full.theta.to(dtype)
-        )  # rounding is for storage: training is not affected
+    full, rows = train_stack(digits, PLAN, runs), train_stack(digits, PLAN, runs, dtype=dtype)
+    assert rows.theta.dtype == dtype
+    assert torch.equal(rows.theta, full.theta.to(dtype))  # rounding is for storage: training is not affected
+    for s in range(PLAN.num_checkpoints):
         for split in ("validation", "test"):
-            for name, values in digits.evaluate(row.theta.float(), split).items():
-                assert torch.equal(row.metrics[f"{split}_{name}"], values)
+            for name, values in digits.evaluate(rows.theta[:, s].float(), split).items():
+                assert torch.equal(rows.metrics[f"{split}_{name}"][:, s], values)
         if dtype != torch.float32:
-            assert not torch.equal(row.metrics["validation_loss"], full.metrics["validation_loss"])
+            name = "validation_loss"
+            assert not torch.equal(rows.metrics[name][:, s], full.metrics[name][:, s])
 
 
 def test_a_diverging_run_stays_non_finite_and_disturbs_no_other(digits: MLPClassifier) -> None:
     runs = runs_of(PLAN, 4)
     bomb = [*runs[:1], replace(runs[1], lr=1e30), *runs[2:]]
-    calm, wild = list(train_stack(digits, PLAN, runs)), list(train_stack(digits, PLAN, bomb))
-    finite = [bool(row.theta[1].isfinite().all() and row.metrics["test_loss"][1].isfinite()) for row in wild]
+    calm, wild = train_stack(digits, PLAN, runs), train_stack(digits, PLAN, bomb)
+    finite = (wild.theta[1].isfinite().all(-1) & wild.metrics["test_loss"][1].isfinite()).tolist()
     assert finite[0]
     assert not finite[-1]
     assert finite == sorted(finite, reverse=True)  # once lost, it stays lost
-    for a, b in zip(calm, wild, strict=True):
-        for k in (0, 2, 3):
-            assert torch.equal(a.theta[k], b.theta[k])
-            assert all(torch.equal(a.metrics[name][k], b.metrics[name][k]) for name in a.metrics)
+    assert wild.finite().tolist() == [True, False, True, True]
+    for k in (0, 2, 3):
+        assert torch.equal(calm.theta[k], wild.theta[k])
+        assert all(torch.equal(calm.metrics[name][k], wild.metrics[name][k]) for name in calm.metrics)
 
 
 def test_the_sampler_sees_the_parameters_of_its_step(digits: MLPClassifier) -> None:
@@ -173,26 +146,30 @@ def test_the_sampler_sees_the_parameters_of_its_step(digits: MLPClassifier) -> N
     seen: list[Tensor] = []
 
     class Watching(MLPClassifier):
-        def sampler(self, rngs: Sequence[torch.Generator], batch_size: int) -> Sampler:
-            inner = super().sampler(rngs, batch_size)
+        def sampler(
+            self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
+        ) -> Sampler:
+            inner = super().sampler(rngs, batch_size, variation)
 
-            def next_batch(theta: Tensor):
-                seen.append(theta.clone())
-                return inner(theta)
+            def next_batch(params: Mapping[str, Tensor]):
+                seen.append(self.spec.flatten(params))
+                return inner(params)
 
             return next_batch
 
     plan = RunPlan(num_steps=4, num_checkpoints=5)
-    rows = list(train_stack(Watching(digits.data, digits.sizes), plan, runs_of(plan, 2)))
+    rows = train_stack(Watching(digits.data, digits.sizes), plan, runs_of(plan, 2))
     assert len(seen) == 4
-    for row, theta in zip(rows, seen, strict=False):
-        assert torch.equal(row.theta, theta)
+    for s, theta in enumerate(seen):
+        assert torch.equal(rows.theta[:, s], theta)
 
 
 def test_rows_are_not_overwritten_by_later_steps(digits: MLPClassifier) -> None:
-    stack = train_stack(digits, PLAN, runs_of(PLAN, 2))
-    first = next(stack)
-    before = first.theta.clone()
-    for _ in stack:
-        pass
-    assert torch.equal(first.theta, before)
+    """Not in the run, whose first row is still its initialisation, and not by the next stack of the task."""
+    runs = runs_of(PLAN, 2)
+    rows = train_stack(digits, PLAN, runs)
+    scale = torch.tensor([[run.init_scale] for run in runs])
+    assert torch.equal(rows.theta[:, 0], digits.init(PLAN.init_rngs(runs)) * scale)
+    before = rows.theta.clone()
+    train_stack(digits, PLAN, runs_of(PLAN, 2)[:1])
+    assert torch.equal(rows.theta, before)

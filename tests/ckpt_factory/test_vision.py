@@ -68,8 +68,8 @@ def test_init_has_the_bounds_of_torch_linear(digits: MLPClassifier) -> None:
 
 def test_an_epoch_is_without_replacement_and_the_next_is_another(digits: MLPClassifier) -> None:
     next_batch = digits.sampler([seeded(0), seeded(1)], 100)
-    theta = torch.zeros(2, digits.spec.D)
-    epochs = [torch.cat([next_batch(theta).x for _ in range(10)], 1) for _ in range(2)]
+    params = digits.spec.unflatten(torch.zeros(2, digits.spec.D))
+    epochs = [torch.cat([next_batch(params).x for _ in range(10)], 1) for _ in range(2)]
     for epoch in epochs:
         assert epoch.shape == (2, 1000, 64)
         for group in epoch:
@@ -80,7 +80,7 @@ def test_an_epoch_is_without_replacement_and_the_next_is_another(digits: MLPClas
 
 
 def test_images_keep_their_labels(digits: MLPClassifier) -> None:
-    batch = digits.sampler([seeded(0)], 50)(torch.zeros(1, digits.spec.D))
+    batch = digits.sampler([seeded(0)], 50)(digits.spec.unflatten(torch.zeros(1, digits.spec.D)))
     x, y = images_of(digits, "train")
     for image, label in zip(batch.x[0], batch.y[0], strict=True):
         same = (x - image).abs().amax(1) < 1e-5
@@ -89,7 +89,7 @@ def test_images_keep_their_labels(digits: MLPClassifier) -> None:
 
 
 def test_batches_larger_than_the_training_split_are_refused(digits: MLPClassifier) -> None:
-    with pytest.raises(ValueError, match="batch_size is 1078; digits-mlp-v0 has 1077 training images"):
+    with pytest.raises(ValueError, match="batch_size is 1078; there are 1077 training images"):
         digits.sampler([seeded(0)], 1078)
     with pytest.raises(ValueError, match="batch_size is 0"):
         digits.sampler([seeded(0)], 0)

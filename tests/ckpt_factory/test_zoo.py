@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 
 from ckpt_factory import ParamSpec, Rows, RunPlan, Task, make, train_stack
 from ckpt_factory.zoo import Zoo, ZooHeader
@@ -23,9 +24,10 @@ def header_of(task: Task, *, plan: RunPlan = PLAN, dtype: str = "float32") -> Zo
     return ZooHeader.of_task(task, plan, num_runs=6, stack_size=4, dtype=dtype)
 
 
-def stack_of(zoo: Zoo, task: Task, unit: int) -> list[Rows]:
+def stack_of(zoo: Zoo, task: Task, unit: int) -> Rows:
+    plan = zoo.header.runs_plan
     dtype = getattr(torch, zoo.header.dtype)
-    return list(train_stack(task, zoo.header.plan, zoo.header.unit_runs(unit), dtype=dtype))
+    return train_stack(task, plan, plan.runs(zoo.header.run_ids(unit)), dtype=dtype)
 
 
 @pytest.fixture
@@ -51,12 +53,11 @@ def test_round_trip(task: Task, tmp_path: Path, dtype: str) -> None:
     assert (counts["runs"], counts["checkpoints"], counts["diverged"]) == (4, 20, 0)
     read = Zoo.open(tmp_path).read_unit(0)
     assert read.run_ids.tolist() == [0, 1, 2, 3]
-    assert read.steps.tolist() == PLAN.steps() == [row.step for row in rows]
+    assert read.steps.tolist() == rows.steps.tolist() == [PLAN.steps()] * 4
     assert read.theta.dtype == getattr(torch, dtype)
-    for s, row in enumerate(rows):
-        assert torch.equal(read.theta[:, s], row.theta)
-        for name, values in row.metrics.items():
-            assert torch.equal(read.metrics[name][:, s], values)
+    assert torch.equal(read.theta, rows.theta)
+    for name, values in rows.metrics.items():
+        assert torch.equal(read.metrics[name], values)
 
 
 def test_the_last_unit_may_be_smaller(quadratic_zoo: Zoo) -> None:
@@ -107,16 +108,21 @@ def test_a_resumed_zoo_equals_an_uninterrupted_one(quadratic_zoo: Zoo, task: Tas
     assert files_of(again) == files_of(quadratic_zoo)
 
 
-def test_an_exception_between_rows_leaves_nothing(task: Task, tmp_path: Path) -> None:
+def test_an_exception_while_training_leaves_nothing(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zoo = Zoo.create(tmp_path, header_of(task))
+    loss, calls = type(task).loss, []
 
-    def interrupted():
-        stack = train_stack(task, PLAN, zoo.header.unit_runs(0))
-        yield next(stack)
-        raise KeyboardInterrupt
+    def interrupted(self: Task, theta: Tensor, batch: object) -> Tensor:
+        calls.append(theta)
+        if len(calls) == 10:  # after the first of its checkpoints
+            raise KeyboardInterrupt
+        return loss(self, theta, batch)
 
+    monkeypatch.setattr(type(task), "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        zoo.write_unit(0, list(interrupted()))
+        zoo.write_unit(0, stack_of(zoo, task, 0))
     assert set(files_of(zoo)) == {"zoo.json"}
 
 
@@ -158,9 +164,24 @@ def test_a_stack_that_is_not_the_units_is_refused(task: Task, tmp_path: Path) ->
     """A shard of half a stack would pass for a finished one."""
     zoo = Zoo.create(tmp_path, header_of(task))
     rows = stack_of(zoo, task, 0)
-    with pytest.raises(ValueError, match="steps"):
-        zoo.write_unit(0, rows[:-1])
-    with pytest.raises(ValueError, match=r"unit 1 is 2 runs.*\(0, 4\)"):
+    fewer_steps = rows._replace(
+        steps=rows.steps[:, :-1],
+        theta=rows.theta[:, :-1],
+        metrics={name: values[:, :-1] for name, values in rows.metrics.items()},
+    )
+    fewer_runs = Rows(
+        rows.run_ids[:3], rows.steps[:3], rows.theta[:3], {k: v[:3] for k, v in rows.metrics.items()}
+    )
+    wanted = "unit 0 is 5 checkpoints each of the runs 0 to 3, got theta"
+    with pytest.raises(ValueError, match=rf"{wanted} \(4, 4, 8\)"):
+        zoo.write_unit(0, fewer_steps)
+    with pytest.raises(ValueError, match=rf"{wanted} \(3, 5, 8\) of the runs \[0, 1, 2\]"):
+        zoo.write_unit(0, fewer_runs)
+    with pytest.raises(ValueError, match=wanted):
+        zoo.write_unit(0, rows._replace(run_ids=rows.run_ids.flip(0)))
+    with pytest.raises(
+        ValueError, match=r"unit 1 is 5 checkpoints each of the runs 4 to 5, .*\[0, 1, 2, 3\]"
+    ):
         zoo.write_unit(1, rows)
     assert zoo.finished_units() == []
 
@@ -224,7 +245,7 @@ def test_runs_of_more_than_a_row_group_have_one_each(
 
 
 def test_the_runs_table_says_what_every_run_was(task: Task, tmp_path: Path) -> None:
-    wild = replace(PLAN, lr=(0.1, 60.0), momentum=0.0, num_steps=200)
+    wild = replace(PLAN, lr=(0.1, 60.0), momentum=(0.0, 0.0), num_steps=200)
     zoo = write_zoo(tmp_path, task, wild, num_runs=6, stack_size=4)
     table = zoo.read_runs().to_pylist()
     assert [row["run_id"] for row in table] == list(range(6))
@@ -244,8 +265,8 @@ def test_a_run_that_lost_only_its_metrics_is_diverged(task: Task, tmp_path: Path
     """1e30 is finite, its square is not."""
     zoo = Zoo.create(tmp_path, header_of(task))
     rows = stack_of(zoo, task, 0)
-    rows[-1].theta[2] = 1e30
-    rows[-1].metrics["test_loss"][2] = torch.inf
+    rows.theta[2, -1] = 1e30
+    rows.metrics["test_loss"][2, -1] = torch.inf
     assert zoo.write_unit(0, rows)["diverged"] == 1
     status = [row["status"] for row in zoo.read_runs().to_pylist()]
     assert status == ["finished", "finished", "diverged", "finished"]
@@ -279,7 +300,8 @@ def test_metrics_are_read_without_parameters(digits_zoo: Zoo) -> None:
     assert set(metrics) == {"run_id", "step", *digits_zoo.header.metrics}
     for name, values in whole.metrics.items():
         assert torch.equal(metrics[name], values.flatten())
-    assert metrics["run_id"].tolist() == [i for i in range(16, 24) for _ in whole.steps]
+    assert metrics["run_id"].tolist() == [i for i in range(16, 24) for _ in range(8)]
+    assert metrics["step"].tolist() == whole.steps.flatten().tolist()
 
 
 def test_a_shard_of_another_task_is_refused(digits_zoo: Zoo, quadratic_zoo: Zoo) -> None:

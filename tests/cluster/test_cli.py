@@ -90,6 +90,7 @@ def test_unknown_command_and_task_get_a_suggestion(
         ("--task mnist-mlp-v0", "MNIST needs --data-root"),
         ("--task mnist-mlp-v0 --data-root /nonexistent", "no MNIST in /nonexistent"),
         ("--num-cpus 0", "num_cpus is 0"),
+        ("--seed 18446744073709551616", "expected 0 to 2**63 - 1"),
     ],
 )
 def test_malformed_values_for_make(
@@ -124,10 +125,32 @@ def test_missing_foreign_or_damaged_zoo(
     assert f"{shard} is damaged" in refused(
         "train", "--preset", "smoke", "--zoo", zoo, "--out", tmp_path / "g"
     )
+    assert f"{shard} is damaged" in refused("info", "--zoo", zoo, "--out", tmp_path / "i")
     assert run(["verify", "--zoo", str(zoo), "--out", str(tmp_path / "v")]) == 2
     result = json.loads((tmp_path / "v" / "result.json").read_text())
-    assert result["damaged_units"] == [0]
+    assert result["damaged_shards"] == [0]
     assert result["ok"] is False
+
+
+def test_what_is_refused_leaves_the_folder_free(
+    ray_cluster: int, refused: Refused, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    flags = ["--preset", "smoke", "--zoo", digits_zoo.path, "--out", tmp_path / "g"]
+    assert "ask for fewer --num-workers" in refused("train", *flags, "--num-workers", 40)
+    assert "reservoir_gib inf positive and finite" in refused("train", *flags, "--reservoir-gib", "inf")
+    assert "clip_norm is -1.0" in refused("train", *flags, "--clip-norm", -1)
+    assert not (tmp_path / "g").exists() or not list((tmp_path / "g").iterdir())
+    assert "num_networks is 0" in refused("demo", "--num-networks", 0, "--out", tmp_path / "d")
+    assert "batch_size is 5000" in refused("make", "--batch-size", 5000, "--out", tmp_path / "z")
+    assert not list((tmp_path / "z").iterdir())
+
+
+def test_results_are_not_written_among_what_they_are_made_from(refused: Refused, digits_zoo: Zoo) -> None:
+    for command in ("train", "info", "verify"):
+        line = refused(command, "--zoo", digits_zoo.path, "--out", digits_zoo.path)
+        assert "which is --zoo too; give another" in line
+    package = Path(__file__).parents[2] / "generator"
+    assert "is a Python package" in refused("train", "--zoo", digits_zoo.path, "--out", package)
 
 
 def test_verify_and_info_of_a_sound_zoo(ray_cluster: int, digits_zoo: Zoo, tmp_path: Path) -> None:

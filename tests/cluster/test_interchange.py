@@ -61,6 +61,23 @@ def test_imported_zoo_is_shown_and_exported(published: Path, tmp_path: Path) -> 
     )
 
 
+def test_as_published_zoos_are_refused_where_they_do_not_do(
+    refused: Refused,  # noqa: F811
+    published: Path,
+    tmp_path: Path,
+) -> None:
+    zoo, args = tmp_path / "zoo", ["import", "--lmdb", str(published)]
+    assert run([*args, "--out", str(zoo)]) == 0
+    line = refused("train", "--zoo", zoo, "--out", tmp_path / "generator")
+    assert "the zoo was imported without a task" in line
+    assert "import it again with --evaluate" in refused("evaluate", "--zoo", zoo, "--out", tmp_path / "e")
+    other = tmp_path / "other"
+    flags = ["--task", "digits-mlp-v0", "--prompted", "train_loss"]
+    assert run([*args, *flags, "--out", str(other)]) == 0
+    line = refused("train", "--zoo", other, "--out", tmp_path / "generator")
+    assert "prompted with 'train_loss', which 'digits-mlp-v0' does not measure" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -4,16 +4,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 
 from ckpt_factory import RunPlan
+from ckpt_factory.zoo import Zoo
+from cluster import train
 from cluster.factory import CheckpointFactory, FactoryConfig
 from cluster.runtime import LOOPBACK_ONLY, RayConfig, ray_session
 
 from ..conftest import theta_environment
+from .conftest import TRAINING
 from .processes import descendants, zoo_bytes
 
 pytestmark = pytest.mark.ray
@@ -42,8 +47,18 @@ def listening_addresses(pids: list[int]) -> set[str]:
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-def test_local_ray_listens_on_loopback_alone(ray_cluster: int) -> None:
-    addresses = listening_addresses(descendants(os.getpid()))
+def test_local_ray_listens_on_loopback_alone_even_while_it_trains(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    training = replace(TRAINING, steps=10**6, time_budget_s=4.0)
+    config = train.GeneratorConfig(zoo=digits_zoo.path, out=tmp_path, held_out=0.25, training=training)
+    thread = threading.Thread(target=train.fit, args=(config,))
+    thread.start()
+    addresses: set[str] = set()
+    while thread.is_alive():
+        addresses |= listening_addresses(descendants(os.getpid()))
+        thread.join(0.2)
+    assert train.read_log(tmp_path / train.LOG), "it trained"
     assert addresses, "Ray listens somewhere"
     assert addresses <= LOOPBACK
 

@@ -15,6 +15,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo, ZooHeader
 from generator.artefact import WeightGenerator
 from generator.evaluate import (
+    at_steps,
     held_out_runs,
     nearest_distance,
     networks_of_metric,
@@ -25,6 +26,7 @@ from generator.evaluate import (
     summarise,
     training_checkpoints,
 )
+from tests.conftest import write_zoo
 
 from .conftest import TRAINING_RUNS
 
@@ -61,19 +63,58 @@ def test_sgd_equivalent_steps_are_exact_on_a_hand_made_curve() -> None:
     curve = torch.tensor([4.0, 2.0, 1.0])
     reached = [5.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.5]
     expected = [0.0, 0.0, 4**0.5 - 1, 3.0, 4**1.5 - 1, 15.0, math.inf]
-    ours = sgd_equivalent_steps(curve.expand(7, 3), [0, 3, 15], torch.tensor(reached), "min")
+    steps = torch.tensor([0, 3, 15]).expand(7, 3)
+    ours = sgd_equivalent_steps(curve.expand(7, 3), steps, torch.tensor(reached), "min")
     torch.testing.assert_close(ours, torch.tensor(expected))
-    ours = sgd_equivalent_steps(-curve.expand(7, 3), [0, 3, 15], -torch.tensor(reached), "max")
+    ours = sgd_equivalent_steps(-curve.expand(7, 3), steps, -torch.tensor(reached), "max")
     torch.testing.assert_close(ours, torch.tensor(expected))
 
 
 def test_sgd_equivalent_steps_take_the_best_so_far_of_a_noisy_curve() -> None:
     curve = torch.tensor([[4.0, 2.0, 3.0, 1.0]])
-    ours = [
-        sgd_equivalent_steps(curve, [0, 1, 3, 7], torch.tensor([r]), "min").item() for r in (3.0, 2.0, 1.5)
-    ]
+    steps = torch.tensor([[0, 1, 3, 7]])
+    ours = [sgd_equivalent_steps(curve, steps, torch.tensor([r]), "min").item() for r in (3.0, 2.0, 1.5)]
     # 3 lies half way from step 0 to 1; 2 is reached at 1; 1.5 lies half way from 3 (still 2) to 7
     np.testing.assert_allclose(ours, [2**0.5 - 1, 1.0, 4 * 2**0.5 - 1], rtol=1e-5)
+
+
+def test_sgd_equivalent_steps_are_read_off_each_runs_own_steps() -> None:
+    """The same curve, saved at other steps: at 0, 3, 15, at 0, 7, 63 and at 0, 1, 2."""
+    curve = torch.tensor([4.0, 2.0, 1.0]).expand(3, 3)
+    steps = torch.tensor([[0, 3, 15], [0, 7, 63], [0, 1, 2]])
+    for reached, expected in (
+        (3.0, [4**0.5 - 1, 8**0.5 - 1, 2**0.5 - 1]),
+        (2.0, [3.0, 7.0, 1.0]),
+        (1.5, [4**1.5 - 1, 8**1.5 - 1, 6**0.5 - 1]),
+        (0.5, [math.inf] * 3),
+    ):
+        ours = sgd_equivalent_steps(curve, steps, torch.full((3,), reached), "min")
+        torch.testing.assert_close(ours, torch.tensor(expected))
+        ours = sgd_equivalent_steps(-curve, steps, torch.full((3,), -reached), "max")
+        torch.testing.assert_close(ours, torch.tensor(expected))
+
+
+def test_curves_at_common_steps_stay_as_they_are() -> None:
+    rng = torch.Generator().manual_seed(0)
+    metric, steps = torch.rand(4, 3, generator=rng), torch.tensor([0, 5, 9]).expand(4, 3)
+    assert torch.equal(at_steps(metric, steps), metric)
+
+
+def test_curves_are_interpolated_at_the_first_runs_steps_in_log_1_plus_step() -> None:
+    """On curves that are straight in log(1 + step), what is interpolated is exact."""
+    steps = torch.tensor([[0, 3, 15, 63], [0, 1, 7, 63], [0, 20, 40, 63], [0, 3, 15, 63]])
+    slope, height = torch.tensor([[1.0], [-2.0], [0.5], [3.0]]), torch.tensor([[0.0], [5.0], [1.0], [2.0]])
+    ours = at_steps(height + slope * steps.float().log1p(), steps)
+    torch.testing.assert_close(ours, height + slope * steps[0].float().log1p())
+
+
+def test_interpolated_curves_go_through_their_neighbours_and_hold_their_ends() -> None:
+    steps = torch.tensor([[0, 3, 15, 63], [1, 2, 7, 31]])
+    ours = at_steps(torch.tensor([[9.0, 8.0, 7.0, 6.0], [4.0, 3.0, 1.0, 2.0]]), steps)
+    assert ours[0].tolist() == [9.0, 8.0, 7.0, 6.0]
+    # 0 lies before the second run's steps; 3 between 2 and 7; 15 half way from 7 to 31; 63 after its last
+    between = 3.0 - 2.0 * math.log(4 / 3) / math.log(8 / 3)
+    assert ours[1].tolist() == pytest.approx([4.0, between, 1.5, 2.0])
 
 
 def test_retrieval_picks_the_nearest_checkpoint() -> None:
@@ -99,11 +140,31 @@ def test_held_out_runs_are_never_training_runs(
 ) -> None:
     held_out = held_out_runs(digits_zoo, with_training_runs(generator, training_runs), 100)
     assert held_out.run_ids == list(range(training_runs, 24))
-    assert held_out.steps == digits_zoo.header.plan.steps()
+    plan = digits_zoo.header.runs_plan
+    assert held_out.steps.tolist() == [plan.steps(run_id) for run_id in held_out.run_ids]
     for i, run_id in enumerate(held_out.run_ids):
         rows = digits_zoo.read_unit(run_id // 8)
         assert torch.equal(held_out.theta[i], rows.theta[run_id % 8])
         assert torch.equal(held_out.metrics["test_error"][i], rows.metrics["test_error"][run_id % 8])
+
+
+def test_held_out_runs_keep_their_own_steps(digits: Task, generator: WeightGenerator, tmp_path: Path) -> None:
+    """Of a zoo at random steps, in two shards, the runs' steps, networks and metrics stay together."""
+    plan = RunPlan(num_steps=40, num_checkpoints=5, spacing="random")
+    zoo = write_zoo(tmp_path, digits, plan, num_runs=8, stack_size=4)
+    held_out = held_out_runs(zoo, with_training_runs(generator, 3), 4)
+    assert held_out.run_ids == [3, 4, 5, 6]
+    assert held_out.steps.tolist() == [plan.steps(run_id) for run_id in held_out.run_ids]
+    grids = [grid_of(generator, digits, held_out.theta[:, 0], 0)]
+    result, arrays = summarise(generator, held_out, grids, training_checkpoints(zoo, 3))
+    assert result["sgd_total_steps"] == 40
+    assert arrays["steps"].tolist() == plan.steps(3)
+    expected = at_steps(held_out.metrics["test_loss"], held_out.steps)
+    assert torch.equal(arrays["sgd_test_loss"], expected)
+    assert not torch.equal(expected, held_out.metrics["test_loss"])
+    reached = grids[0]["test_loss"][:, 0]
+    each = sgd_equivalent_steps(held_out.metrics["test_loss"], held_out.steps, reached, "min")
+    assert torch.equal(arrays["sgd_steps"][0], each)
 
 
 def test_at_most_so_many_held_out_runs_as_asked_for(digits_zoo: Zoo, generator: WeightGenerator) -> None:
@@ -126,11 +187,11 @@ def test_diverged_runs_are_not_evaluated(generator: WeightGenerator, tmp_path: P
     """One has lost its parameters, another only its metrics: 1e30 is finite, its square is not."""
     task, plan = make("quadratic-v0"), RunPlan(num_steps=4, num_checkpoints=3)
     zoo = Zoo.create(tmp_path, ZooHeader.of_task(task, plan, num_runs=4, stack_size=4, dtype="float32"))
-    rows = list(train_stack(task, plan, zoo.header.unit_runs(0)))
+    rows = train_stack(task, plan, plan.runs(range(4)))
     for run, value in ((1, torch.inf), (2, 1e30)):
-        rows[-1].theta[run] = value
-        for metric in rows[-1].metrics.values():
-            metric[run] = torch.inf
+        rows.theta[run, -1] = value
+        for metric in rows.metrics.values():
+            metric[run, -1] = torch.inf
     zoo.write_unit(0, rows)
     assert [run["status"] for run in zoo.read_runs().to_pylist()] == [
         "finished",

@@ -47,7 +47,7 @@ def material(path: Path, task: Task, name: str | None = None) -> Report:
     header = ZooHeader.of_task(task, plan, num_runs=8, stack_size=4, dtype="float32")
     zoo = Zoo.create(path, dataclasses.replace(header, task=name or task.id))
     for unit in range(2):
-        zoo.write_unit(unit, list(train_stack(task, plan, zoo.header.unit_runs(unit))))
+        zoo.write_unit(unit, train_stack(task, plan, plan.runs(header.run_ids(unit))))
     coordinates = Coordinates.fit(task, rank=4)
     rows, reservoir = zoo.read_unit(0), Reservoir(4)
     reservoir.push(
@@ -68,7 +68,6 @@ def material(path: Path, task: Task, name: str | None = None) -> Report:
     )
     arrays |= {
         "run_ids": torch.tensor(held_out.run_ids),
-        "steps": torch.tensor(held_out.steps),
         "distance_generated": torch.tensor([3.0, 4.0, 5.0, 6.0]),
         "distance_held_out": torch.tensor([2.0, 4.5, 5.5, 7.0]),
     }

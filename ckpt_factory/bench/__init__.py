@@ -1,0 +1,1 @@
+"""Benchmarks and experiments, without Ray; `theta bench` runs them."""
