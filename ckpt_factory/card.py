@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .files import write_text
-from .header import Imported
+from .header import Imported, ZooHeader
 from .plan import RunPlan
 from .plots import zoo_picture
 from .zoo import Zoo
@@ -56,9 +56,11 @@ def span(low: float, high: float) -> str:
 def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
     """A recipe in words, for the card, `theta info` and the report."""
     if isinstance(plan, Imported):
+        measured = "measured again by the task" if plan.measured else "as the source gives them"
         return {
-            "source": f"imported from {plan.source}",
+            "source": f"imported from {plan.source}; `name` is what it calls a run",
             "saved": f"{plan.num_checkpoints} checkpoints a run",
+            "metrics": measured,
         }
     order = "every run has a batch order of its own"
     if plan.group_size > 1:
@@ -88,6 +90,16 @@ SPACING = {
     "random": "at steps drawn for each run",
     "metric": "those that cover the run's range of the metric most evenly",
 }
+
+
+def conditioning(header: ZooHeader) -> str:
+    """What the metrics may be used for, in a sentence."""
+    if header.prompted.startswith("test_"):
+        return (
+            f"As published, prompts are conditioned on the test set (`{header.prompted}`): what a generator "
+            "reaches on it is no held-out figure. `theta import --evaluate` measures validation metrics."
+        )
+    return "Validation columns are for conditioning and selection, test columns for reporting."
 
 
 def _any(choices: Sequence[object]) -> str:
@@ -121,7 +133,7 @@ def zoo_card(zoo: Zoo) -> str:
 |---|---|---|---|
 {finals}
 
-Validation columns are for conditioning and selection, test columns for reporting.
+{conditioning(h)}
 
 ## Columns
 `checkpoints/`: run_id, step, {", ".join(h.metrics)}, theta ({h.dtype}\

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -10,17 +11,46 @@ from typing import Any
 TEMPORARY = ".tmp-"
 """Prefix of files being written; readers of Parquet folders skip names that begin with a dot."""
 
+FULL = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota used up", errno.EFBIG: "file size limit reached"}
+
+
+class DiskFullError(OSError):
+    """Nothing more can be written there; to try again at once is in vain. The message says what to do."""
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Turn an error of the block that means a full disk into one line about `path`.
+
+    Raises:
+        DiskFullError: the disk is full, a quota or a limit on the size of files is reached.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DiskFullError) or error.errno not in FULL:
+            raise
+        raise DiskFullError(
+            f"{FULL[error.errno]}: {path} could not be written; what was finished before is safe: free space "
+            "and give the same command again, which goes on from there"
+        ) from error
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block succeeds, removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path beside `path`, renamed to it when the block succeeds, removed when it does not.
+
+    Raises:
+        DiskFullError: there is no space for it.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with full_disk_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,14 +63,18 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         ValueError: the folder cannot be made or written into, or holds a Python package.
+        DiskFullError: there is no space left for as much as its name.
     """
     if (folder / "__init__.py").exists():
         raise ValueError(f"{folder} is a Python package, nothing to write results into; give another --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
+        with full_disk_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+    except DiskFullError:
+        raise
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
 

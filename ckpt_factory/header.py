@@ -1,6 +1,7 @@
 """ZooHeader: what a zoo holds and by which recipe, fixed when it is begun: zoo.json."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,10 @@ class Imported:
     """Checkpoints of a run."""
     group_size: int = 1
     """Runs in sequence that belong together, and are held out together."""
+    measured: bool = False
+    """Whether the metrics were measured again by the task; otherwise they are what the source says."""
+    digest: str = ""
+    """Hash of the names and steps of all runs in their order: which runs of the source were taken."""
 
     def __post_init__(self) -> None:
         for name in ("num_checkpoints", "group_size"):
@@ -36,6 +41,11 @@ class Imported:
 
     def run(self, run_id: int) -> ImportedRun:
         return ImportedRun(run_id=run_id, order_id=run_id // self.group_size)
+
+
+def columns_of(task: Task) -> tuple[str, ...]:
+    """The columns of metrics that a task measures: validation_loss, ..."""
+    return tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +86,7 @@ class ZooHeader:
         return cls(
             task=task.id,
             spec=task.spec,
-            metrics=tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics),
+            metrics=columns_of(task),
             prompted=f"validation_{task.metric}",
             objective=task.objective,
             plan=plan,
@@ -97,14 +107,37 @@ class ZooHeader:
             raise ValueError(f"this zoo was imported from {self.plan.source}: its runs cannot be made anew")
         return self.plan
 
-    def unit_settings(self, unit: int) -> list[dict[str, Any]]:
-        """Every hyper-parameter of a unit's runs, drawn or shared."""
+    @property
+    def remeasurable(self) -> bool:
+        """Whether the metrics are the task's own; of imported zoos they may be what the source says."""
+        return not isinstance(self.plan, Imported) or self.plan.measured
+
+    def check_prompted(self, task: Task) -> None:
+        """Refuse prompts about what the task cannot measure, a source's own metric: none could be answered.
+
+        Raises:
+            ValueError: the prompted column is none of the task's.
+        """
+        if self.prompted not in columns_of(task):
+            raise ValueError(
+                f"the zoo was imported to be prompted with {self.prompted!r}, which {self.task!r} does not "
+                f"measure; import it again with --evaluate, or --prompted {' or '.join(columns_of(task))}"
+            )
+
+    @property
+    def maker(self) -> str:
+        """The command that makes or completes such a zoo."""
+        return "theta import" if isinstance(self.plan, Imported) else "theta make"
+
+    def unit_settings(self, unit: int, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Every hyper-parameter of a unit's runs, drawn or shared; of imported runs the names they had."""
+        runs = [asdict(run) for run in self.unit_runs(unit)]
         if isinstance(self.plan, Imported):
-            shared: dict[str, Any] = {"source": self.plan.source}
-        else:
-            names = ("seed", "num_steps", "schedule", "schedule_every", "precision")
-            shared = {name: getattr(self.plan, name) for name in names}
-        return [asdict(run) | shared for run in self.unit_runs(unit)]
+            names = names or [""] * len(runs)
+            source = {"source": self.plan.source}
+            return [run | source | {"name": name} for run, name in zip(runs, names, strict=True)]
+        shared = ("seed", "num_steps", "schedule", "schedule_every", "precision")
+        return [run | {name: getattr(self.plan, name) for name in shared} for run in runs]
 
     @property
     def num_units(self) -> int:

@@ -1,11 +1,12 @@
 """verify: does a zoo hold what it claims? Checksums, counts, finiteness, duplicates, re-measured metrics."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from .header import Imported
 from .plan import RunPlan
@@ -38,10 +39,11 @@ class Verification:
         return not self.problems and not self.missing_units
 
 
-def verify_unit(zoo: Zoo, task: Task, unit: int, *, sample: int, seed: int = 0) -> Verification:
+def verify_unit(zoo: Zoo, task: Task | None, unit: int, *, sample: int, seed: int = 0) -> Verification:
     """Check one finished unit: the checksums of its files, and if they are right what the files say.
 
     Args:
+        task: the zoo's; None where the metrics are not its own (`ZooHeader.remeasurable`): none is measured.
         sample: rows to evaluate again with the task and hold against their stored metrics.
     """
     found = Verification(units=[unit], problems=sums_problems(zoo, unit))
@@ -52,6 +54,15 @@ def verify_unit(zoo: Zoo, task: Task, unit: int, *, sample: int, seed: int = 0) 
             found.problems.append(str(error))
     found.damaged_units = [unit] if found.problems else []
     return found
+
+
+def discard_damaged(zoo: Zoo) -> Iterator[tuple[int, str]]:
+    """Make finished units whose files differ from their checksums unfinished: (unit, what was wrong)."""
+    for unit in zoo.finished_units():
+        problems = sums_problems(zoo, unit)
+        if problems:
+            zoo.sums_path(unit).unlink()
+            yield unit, problems[0]
 
 
 def merge(zoo: Zoo, parts: Iterable[Verification]) -> Verification:
@@ -115,7 +126,9 @@ def _planned(plan: RunPlan | Imported, rows: Rows) -> bool:
     return True
 
 
-def _check_content(zoo: Zoo, task: Task, unit: int, sample: int, seed: int, found: Verification) -> None:
+def _check_content(
+    zoo: Zoo, task: Task | None, unit: int, sample: int, seed: int, found: Verification
+) -> None:
     name = zoo.checkpoints_path(unit).name
     rows, runs = zoo.read_unit(unit), pq.read_table(zoo.runs_path(unit))
     ids = list(zoo.header.run_ids(unit))
@@ -123,7 +136,8 @@ def _check_content(zoo: Zoo, task: Task, unit: int, sample: int, seed: int, foun
         raise ValueError(f"{name}: expected runs {ids[0]} to {ids[-1]}, each once, found others")
     if not _planned(zoo.header.plan, rows):
         raise ValueError(f"{name}: its steps are not those of the plan")
-    finite, expected = rows.finite(), zoo.runs_table(unit, rows).to_pydict()
+    names = runs["name"].to_pylist() if "name" in runs.column_names else None  # imported ones have any
+    finite, expected = rows.finite(), zoo.runs_table(unit, rows, names).to_pydict()
     for column, values in runs.to_pydict().items():
         if repr(values) != repr(expected.get(column)):  # by repr, for NaN is not equal to itself
             found.problems.append(f"{name}: {column} in the runs table is not that of plan and checkpoints")
@@ -133,17 +147,31 @@ def _check_content(zoo: Zoo, task: Task, unit: int, sample: int, seed: int, foun
             found.problems.append(
                 f"{name}: run {run_id} ends in the same network as {found.last_networks[digest]}"
             )
+    found.runs, found.checkpoints = len(ids), rows.steps.numel()
+    found.diverged = int((~finite).sum())
+    if task is not None:
+        _measure_again(zoo, task, rows, finite, sample, seeded(seed, unit), found)
+
+
+def _measure_again(
+    zoo: Zoo,
+    task: Task,
+    rows: Rows,
+    finite: Tensor,
+    sample: int,
+    rng: torch.Generator,
+    found: Verification,
+) -> None:
+    name = zoo.checkpoints_path(found.units[0]).name
     precision = "float32" if isinstance(zoo.header.plan, Imported) else zoo.header.plan.precision
     task = task.with_products(precision)
-    theta = rows.theta.flatten(0, 1)
     usable = finite.repeat_interleave(rows.theta.shape[1]).nonzero().squeeze(1)
-    picked = usable[torch.randperm(len(usable), generator=seeded(seed, unit))[:sample]]
+    picked = usable[torch.randperm(len(usable), generator=rng)[:sample]]
     if len(picked):
-        for column, values in task.metrics_of(theta[picked].float()).items():
+        for column, values in task.metrics_of(rows.theta.flatten(0, 1)[picked].float()).items():
             stored = rows.metrics[column].flatten()[picked]
             difference = float(((values - stored).abs() / (1 + stored.abs())).max())
             found.worst_difference = max(found.worst_difference, difference)
             if not difference <= TOLERANCE[precision]:  # NaN is no agreement
                 found.problems.append(f"{name}: {column} measured again differs by {difference:.2g}")
-    found.runs, found.checkpoints = len(ids), len(theta)
-    found.diverged, found.remeasured = int((~finite).sum()), len(picked)
+    found.remeasured = len(picked)

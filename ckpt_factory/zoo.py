@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,11 +133,17 @@ class Zoo:
         h = self.header
         return checkpoint_schema(h.task, h.spec, h.metrics, h.dtype)
 
-    def write_unit(self, unit: int, rows: Rows) -> dict[str, int]:
+    def write_unit(self, unit: int, rows: Rows, names: Sequence[str] | None = None) -> dict[str, int]:
         """Commit the checkpoints of one stack. Its bytes are a function of the header: twice writes the same.
+
+        Args:
+            names: of imported runs, those that they had.
 
         Returns:
             {"runs": ..., "checkpoints": ..., "diverged": ..., "bytes": ...}
+
+        Raises:
+            DiskFullError: there is no space for it; the unit is as if it had not been begun.
         """
         ids, shape = list(self.header.run_ids(unit)), tuple(rows.theta.shape)
         num_checkpoints = self.header.plan.num_checkpoints
@@ -167,7 +173,7 @@ class Zoo:
                 write_page_checksum=True,
             )
         with atomic_path(self.runs_path(unit)) as temporary:
-            pq.write_table(self.runs_table(unit, rows), temporary, write_page_checksum=True)
+            pq.write_table(self.runs_table(unit, rows, names), temporary, write_page_checksum=True)
         files = [self.path / HEADER, self.checkpoints_path(unit), self.runs_path(unit)]
         write_text(
             self.sums_path(unit),
@@ -180,9 +186,9 @@ class Zoo:
             "bytes": sum(f.stat().st_size for f in files[1:]),
         }
 
-    def runs_table(self, unit: int, checkpoints: Rows) -> pa.Table:
-        """What the runs table says of a unit with these checkpoints."""
-        settings, finite = self.header.unit_settings(unit), checkpoints.finite().tolist()
+    def runs_table(self, unit: int, checkpoints: Rows, names: Sequence[str] | None = None) -> pa.Table:
+        """What the runs table says of a unit with these checkpoints, `names` being those of imported runs."""
+        settings, finite = self.header.unit_settings(unit, names), checkpoints.finite().tolist()
         rows = [
             each
             | {"status": "finished" if ok else "diverged"}
@@ -245,19 +251,21 @@ class Zoo:
         units = self.finished_units()
         if not units:
             raise ValueError(
-                f"zoo {self.path} has no finished shard yet; run `theta make --out {self.path}` first"
+                f"zoo {self.path} has no finished shard yet; "
+                f"run `{self.header.maker} --out {self.path}` first"
             )
+        return pa.concat_tables([self.read_unit_runs(unit) for unit in units])
+
+    def read_unit_runs(self, unit: int) -> pa.Table:
+        """The runs table of one unit."""
+        path, h = self.runs_path(unit), self.header
         try:
-            tables = [pq.read_table(self.runs_path(unit), page_checksum_verification=True) for unit in units]
-            expected = runs_schema(
-                self.header.task, self.header.spec, self.header.unit_settings(0)[0], self.header.metrics
-            )
-            for unit, table in zip(units, tables, strict=True):
-                if table.column_names != expected.names:
-                    raise ValueError(_damaged(self.runs_path(unit), "its columns are not those of zoo.json"))
-            return pa.concat_tables(tables)
+            table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(_damaged(self.path / "runs", error)) from None
+            raise ValueError(_damaged(path, error)) from None
+        if table.column_names != runs_schema(h.task, h.spec, h.unit_settings(0)[0], h.metrics).names:
+            raise ValueError(_damaged(path, "its columns are not those of zoo.json"))
+        return table
 
     def _open(self, path: Path) -> pq.ParquetFile:
         try:
@@ -280,6 +288,6 @@ def sha256(path: Path) -> str:
 def _damaged(path: Path, why: object) -> str:
     text = " ".join(str(why).split())[:160]
     return (
-        f"{path} is damaged ({text}); `theta verify` lists all damage, `theta make --repair` makes those "
-        "shards anew"
+        f"{path} is damaged ({text}); `theta verify` lists all damage, and the command that made the zoo "
+        "makes those shards anew with --repair"
     )

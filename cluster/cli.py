@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | bench | demo`."""
+"""The command line: `theta make | verify | info | train | prompt | evaluate | report | ...`."""
 
 import contextlib
 import dataclasses
@@ -32,6 +32,11 @@ VERBS = {
         "factory",
         "Make a zoo: train networks by the thousand in Ray actors, write checkpoints as Parquet shards.",
     ),
+    "import": (
+        "imports",
+        "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
+    ),
+    "export": ("exports", "Export a zoo as a Hugging Face dataset."),
     "verify": (
         "verify",
         "Check a zoo: checksums of every file, counts, finiteness, duplicates, metrics measured again.",

@@ -178,6 +178,11 @@ def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
 def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
+    if not zoo.header.remeasurable:
+        raise ValueError(
+            f"zoo {config.zoo} was imported with the metrics of its source; an evaluation needs those of the "
+            "task on its validation and test data: import it again with --evaluate"
+        )
     check_belongs(WeightGenerator.load(config.generator), zoo)
     make(zoo.header.task, data_root=config.data_root)
 

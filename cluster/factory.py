@@ -14,10 +14,10 @@ from ray.exceptions import RayError
 
 from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.card import write_card
-from ckpt_factory.files import check_writable
+from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.train import check_plan
-from ckpt_factory.verify import sums_problems
+from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
@@ -151,7 +151,7 @@ class CheckpointFactory:
     Units are a pure function of the config: killed at any moment and started again, it makes the missing
     ones, and the zoo is the same, byte for byte, as an uninterrupted one. A unit whose actor dies or that
     raises is tried again; after three times it is set aside and named in the result, and the rest is
-    finished.
+    finished. A full disk ends it at once: what was committed stays, and the same command goes on from there.
     """
 
     def __init__(self, config: FactoryConfig, *, num_actors: int | None = None):
@@ -165,7 +165,8 @@ class CheckpointFactory:
         for note in task.notes:
             say(note, label="note")
         if self.config.repair:
-            _discard_damaged(zoo)
+            for unit, problem in discard_damaged(zoo):
+                say(f"making shard {unit} anew: {problem}")
         elif damaged := zoo.unreadable_units():
             say(f"{damaged[0]}", label="warning")
         done = zoo.finished_units()
@@ -187,10 +188,17 @@ class CheckpointFactory:
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
         made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
-        with ProgressBar("zoo", zoo.header.num_runs, "runs") as bar, (zoo.path / LOG).open("a") as log:
+        with (
+            ProgressBar("zoo", zoo.header.num_runs, "runs") as bar,
+            full_disk_named(zoo.path / LOG),
+            (zoo.path / LOG).open("a") as log,
+        ):
             bar.update(made)
             for unit, report in run_units(
-                lambda: FactoryActor.remote(zoo.path.absolute(), data), todo, num_actors
+                lambda: FactoryActor.remote(zoo.path.absolute(), data),
+                todo,
+                num_actors,
+                fatal=(DiskFullError,),
             ):
                 if isinstance(report, RayError):
                     failed[unit] = _reason(report)
@@ -230,14 +238,6 @@ def _logged(zoo: Zoo) -> list[dict[str, Any]]:
             report = json.loads(line)
             found[report["unit"]] = report
     return list(found.values())
-
-
-def _discard_damaged(zoo: Zoo) -> None:
-    for unit in zoo.finished_units():
-        problems = sums_problems(zoo, unit)
-        if problems:
-            say(f"making shard {unit} anew: {problems[0]}")
-            zoo.sums_path(unit).unlink()
 
 
 def _reason(error: RayError) -> str:

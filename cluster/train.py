@@ -239,7 +239,7 @@ def check(config: GeneratorConfig) -> Zoo:
     check_writable(config.out)
     if not zoo.finished_units():
         raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
-    make(zoo.header.task, data_root=config.data_root)
+    zoo.header.check_prompted(make(zoo.header.task, data_root=config.data_root))
     return zoo
 
 

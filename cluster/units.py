@@ -14,7 +14,11 @@ DEPTH = 2
 
 
 def run_units(
-    spawn: Callable[[], Any], units: Iterable[int], num_actors: int
+    spawn: Callable[[], Any],
+    units: Iterable[int],
+    num_actors: int,
+    *,
+    fatal: tuple[type[BaseException], ...] = (),
 ) -> Iterator[tuple[int, dict[str, Any] | RayError]]:
     """Yield (unit, what `actor.run(unit)` returned), or (unit, the last error) once its attempts are used up.
 
@@ -23,8 +27,12 @@ def run_units(
     where a node is gone and its successor has to wait for a free CPU, the others do all of it. `run` must be
     idempotent.
 
+    Args:
+        fatal: what ends all at its first occurrence, since every other unit would meet it as well.
+
     Raises:
         RayError: actors fail to start, three times in a row.
+        fatal: a unit raised it.
     """
     crew = Crew(spawn, units)
     attempts: dict[int, int] = {}
@@ -36,6 +44,9 @@ def run_units(
         try:
             result = ray.get(ref)
         except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, fatal):
+                raise cause from None
             if ref in crew.starting:
                 failed_starts += 1
                 if failed_starts >= ATTEMPTS:

@@ -38,14 +38,16 @@ class VerifyConfig:
 def verify_remotely(path: Path, data: Any, unit: int, sample: int) -> Verification:
     torch.set_num_threads(1)
     zoo = Zoo.open(path)
-    return verify_unit(zoo, make(zoo.header.task, data=data), unit, sample=sample)
+    task = make(zoo.header.task, data=data) if zoo.header.remeasurable else None
+    return verify_unit(zoo, task, unit, sample=sample)
 
 
 def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
     """Check every finished shard of a zoo on the connected cluster: (findings, the same as numbers)."""
     zoo = Zoo.open(config.zoo)
     units = zoo.finished_units()
-    data = ray.put(getattr(make(zoo.header.task, data_root=config.data_root), "data", None))
+    task = make(zoo.header.task, data_root=config.data_root) if zoo.header.remeasurable else None
+    data = ray.put(getattr(task, "data", None))
     share = [
         (i + 1) * config.sample // len(units) - i * config.sample // len(units) for i in range(len(units))
     ]
@@ -71,22 +73,24 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
 
 def _run(config: VerifyConfig) -> Outcome:
     found, result = verify(config)
+    maker = Zoo.open(config.zoo).header.maker
     for problem in found.problems:
         say(problem, label="damaged", style="red")
     if found.missing_units:
         say(
-            f"unfinished: {len(found.missing_units)} shards are missing; `theta make` with the same "
+            f"unfinished: {len(found.missing_units)} shards are missing; `{maker}` with the same "
             "settings resumes"
         )
     if found.damaged_units:
-        say("`theta make --repair` with the zoo's own settings makes damaged shards anew")
+        say(f"`{maker} --repair` with the zoo's own settings makes damaged shards anew")
     return result, config.out, 0 if found.ok else 2
 
 
 def _check(config: VerifyConfig) -> None:
     zoo = Zoo.open(config.zoo)
     check_writable(config.out)
-    make(zoo.header.task, data_root=config.data_root)
+    if zoo.header.remeasurable:
+        make(zoo.header.task, data_root=config.data_root)
 
 
 COMMAND = Command(

@@ -20,6 +20,8 @@ class TaskSpec:
 
 
 registry: dict[str, TaskSpec] = {}
+NO_TASK = "imported"
+"""In the place of a task's id, in zoos that were imported without one."""
 
 
 def register(
@@ -35,6 +37,11 @@ def spec(id: str) -> TaskSpec:
     Raises:
         ValueError: no such module or task; the message suggests the nearest name.
     """
+    if id == NO_TASK:
+        raise ValueError(
+            "the zoo was imported without a task, so that its networks can neither be permuted nor measured; "
+            "import it again with --task ID"
+        )
     module, colon, name = id.rpartition(":")
     if colon:
         try:

@@ -77,9 +77,9 @@ def test_settings_of_a_units_runs_are_those_drawn_and_those_shared(digits: Task)
             "schedule_every": 3,
             "precision": "float32",
         }
-    assert header_of(digits, IMPORTED).unit_settings(2) == [
-        {"run_id": 8, "order_id": 4, "source": "hub of somebody"},
-        {"run_id": 9, "order_id": 4, "source": "hub of somebody"},
+    assert header_of(digits, IMPORTED).unit_settings(2, ["a", "b"]) == [
+        {"run_id": 8, "order_id": 4, "source": "hub of somebody", "name": "a"},
+        {"run_id": 9, "order_id": 4, "source": "hub of somebody", "name": "b"},
     ]
 
 
@@ -233,7 +233,11 @@ def test_recipe_facts_leave_out_what_is_ordinary() -> None:
     assert facts["steps"] == "450 of batch 32; every run has a batch order of its own"
     assert facts["learning rate"] == "0.1 as of SGD, cosine"
     assert facts["saved"] == "35 checkpoints a run, at log-spaced steps"
-    assert set(recipe_facts(IMPORTED).values()) == {"imported from hub of somebody", "4 checkpoints a run"}
+    assert recipe_facts(IMPORTED) == {
+        "source": "imported from hub of somebody; `name` is what it calls a run",
+        "saved": "4 checkpoints a run",
+        "metrics": "as the source gives them",
+    }
 
 
 @pytest.mark.parametrize("spacing", ["log", "uniform", "random", "metric"])
