@@ -10,9 +10,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ckpt_factory import Task, make
-from ckpt_factory.bench import RECIPES, Variant, machine, measure_factory, measure_storage, whole_stacks
+from ckpt_factory import RunPlan, Task, make
+from ckpt_factory.bench import (
+    RECIPES,
+    Variant,
+    label_noise_experiment,
+    machine,
+    measure_factory,
+    measure_storage,
+    whole_stacks,
+)
 from ckpt_factory.files import check_writable
+from ckpt_factory.tasks import MLPClassifier
 
 from .command import Command, Outcome
 from .progress import say
@@ -27,6 +36,9 @@ OPTIONS = {
     "full": "factory",
     "runs_per_actor": "scaling",
     "num_runs": "scaling",
+    "noises": "tailr",
+    "gammas": "tailr",
+    "runs_per_setting": "tailr",
 }
 """Which of the benchmarks an option is for; the others are for all."""
 LONGEST_STACK_S = 900.0
@@ -37,11 +49,12 @@ LONGEST_STACK_S = 900.0
 class BenchConfig:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["factory", "storage", "scaling"]] = "factory"
+    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr"]] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap.
     storage: writing and reading checkpoints, against LMDB, safetensors and npy.
-    scaling: one actor against two, and the memory of the driver."""
-    out: Path = Path("bench")
+    scaling: one actor against two, and the memory of the driver.
+    tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr."""
+    out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
     """Rounds in which all take turns; figures are medians."""
@@ -59,6 +72,12 @@ class BenchConfig:
     """scaling: digits runs that each actor trains."""
     num_runs: tuple[int, ...] = (1000, 10_000)
     """scaling: sizes of zoos that the driver's memory is measured at."""
+    noises: tuple[float, ...] = (0.0, 0.2, 0.4)
+    """tailr: shares of wrong training labels."""
+    gammas: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)
+    """tailr: its gammas; 0 is cross-entropy."""
+    runs_per_setting: int = 64
+    """tailr: runs of each share and gamma, all from the same initialisations."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -66,10 +85,10 @@ class BenchConfig:
             if owner != self.what and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {owner}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor"):
+        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("tasks", "variants", "num_runs"):
+        for name in ("tasks", "variants", "num_runs", "noises", "gammas"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")
         if min(self.num_runs) < 1:
@@ -225,6 +244,32 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
     return found
 
 
+def bench_tailr(config: BenchConfig) -> dict[str, Any]:
+    """Train digits networks on wrong labels and measure them on right ones."""
+    task, plan, rows = make("digits-mlp-v0"), RunPlan(), []
+    assert isinstance(task, MLPClassifier)
+    for noise in config.noises:
+        for gamma in config.gammas:
+            rows.append(label_noise_experiment(task, plan, noise, gamma, config.runs_per_setting))
+            say(f"{100 * noise:.0f} % wrong labels, gamma {gamma:g}: {rows[-1]['test_accuracy']:.3f}")
+    _print(
+        {
+            f"{100 * row['label_noise']:.0f} % wrong, gamma {row['gamma']:g}": {
+                "accuracy": row["test_accuracy"],
+                "std": row["test_accuracy_std"],
+                "ECE": row["test_ece"],
+                "ECE std": row["test_ece_std"],
+                "loss": row["test_loss"],
+            }
+            for row in rows
+        },
+        "TaiLr under label noise: digits-mlp-v0, test split",
+        f"Mean and standard deviation over {config.runs_per_setting} runs; gamma 0 is cross-entropy. ECE: "
+        "expected calibration error, 15 bins.",
+    )
+    return {"settings": rows}
+
+
 def _print(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
     columns = list(next(iter(rows.values())))
     table = Table(title=title, caption=caption)
@@ -244,7 +289,12 @@ def _short(value: float | None) -> str:
 
 def _run(config: BenchConfig) -> Outcome:
     torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
-    measure = {"factory": bench_factory, "storage": bench_storage, "scaling": bench_scaling}[config.what]
+    measure = {
+        "factory": bench_factory,
+        "storage": bench_storage,
+        "scaling": bench_scaling,
+        "tailr": bench_tailr,
+    }[config.what]
     about = machine()
     say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
     return about | {"threads": 1, "repeats": config.repeats} | measure(config), config.out, 0
@@ -257,5 +307,6 @@ COMMAND = Command(
     starts_ray=False,
     examples="theta bench factory --data-root data --full\n"
     "theta bench storage\n"
-    "theta bench scaling --num-runs 1000 10000 100000",
+    "theta bench scaling --num-runs 1000 10000 100000\n"
+    "theta bench tailr",
 )

@@ -2,6 +2,15 @@
 
 from .clock import machine
 from .factory import RECIPES, Variant, measure_factory, whole_stacks
+from .label_noise import label_noise_experiment
 from .storage import measure_storage
 
-__all__ = ["RECIPES", "Variant", "machine", "measure_factory", "measure_storage", "whole_stacks"]
+__all__ = [
+    "RECIPES",
+    "Variant",
+    "label_noise_experiment",
+    "machine",
+    "measure_factory",
+    "measure_storage",
+    "whole_stacks",
+]
