@@ -1,6 +1,8 @@
 """`theta import`, `theta export` and full disks from the command line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cluster.factory import CheckpointFactory, FactoryConfig
 from tests.disks import grow, small_disk
 from tests.published import supervised_run, write_run
 
+from .processes import wait_for, zoo_bytes
 from .test_cli import Refused, refused  # noqa: F401
 
 ARCH = (1024, 16, 160, 10)  # digits-mlp-v0
@@ -59,6 +62,26 @@ def test_imported_zoo_is_shown_and_exported(published: Path, tmp_path: Path) -> 
         10,
         2,
     )
+
+
+def test_import_is_byte_identical_after_sigkill(tmp_path: Path) -> None:
+    for seed in range(30):
+        write_run(tmp_path / "set", {f"{seed:06d}": supervised_run(seed, size=sum(ARCH))}, ARCH)
+    args = ["import", "--lmdb", str(tmp_path / "set"), "--stack-size", "1", "--out"]
+    command = [sys.executable, "-m", "cluster", *args, str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        sums = tmp_path / "killed" / "sums"
+        wait_for(lambda: process.poll() is not None or len(list(sums.glob("part-*"))) > 5, 60, "no shards")
+        process.kill()
+    zoo = Zoo.open(tmp_path / "killed")
+    done = zoo.finished_units()
+    assert 5 < len(done) < 30
+    found = merge(zoo, [verify_unit(zoo, None, unit, sample=0) for unit in done])
+    assert found.problems == []
+    assert run([*args, str(tmp_path / "killed")]) == 0
+    assert run([*args, str(tmp_path / "whole")]) == 0
+    assert zoo_bytes(tmp_path / "killed") == zoo_bytes(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".tmp-*"))
 
 
 def test_as_published_zoos_are_refused_where_they_do_not_do(
