@@ -83,7 +83,7 @@ def test_unknown_command_and_task_get_a_suggestion(
         ("--num-checkpoints 1000", "450 steps allow 2 to 451"),
         ("--dtype float8", "--dtype"),
         ("--num-rns 5", "--num-runs"),
-        ("--preset digit", "unknown preset 'digit'; theta make has: digits, mnist, smoke"),
+        ("--preset digit", "unknown preset 'digit'; theta make has: digits, mnist, published"),
         ("--group-size 3", "positive multiple of group_size 3"),
         ("--batch-size 5000", "1077 training images"),
         ("--out /dev/null/zoo", "cannot write to /dev/null/zoo"),
