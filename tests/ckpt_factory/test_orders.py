@@ -65,7 +65,7 @@ def test_a_group_sees_a_subset_of_its_size_in_epochs_of_it() -> None:
         for epoch in batches[:, g].split(size // 8):
             assert len(epoch.unique()) == epoch.numel(), "without replacement"
     half = [set(batches[:, g].flatten().tolist()) for g in (1, 2)]
-    assert half[0] - half[1], "every group has a subset of its own"
+    assert half[1] - half[0], "every group draws a subset of its own, and not the first examples"
 
 
 def test_batches_as_large_as_the_subset_are_all_of_it() -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -176,11 +177,14 @@ def test_a_change_of_one_distribution_leaves_the_other_draws(change: dict, may_d
     assert differing == may_differ
 
 
-def test_rates_are_in_the_optimizers_own_units() -> None:
+def test_rates_are_in_the_optimizers_own_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """lr times its ratio and weight decay divided by it: their product, by which parameters decay, stays."""
+    ratios = {"sgd": 1.0, "adamw": 0.1, "lion": 0.03, "tiger": 0.2, "amos": 4.0}
+    table = {name: SimpleNamespace(lr_ratio=ratio) for name, ratio in ratios.items()}
+    monkeypatch.setattr("ckpt_factory.plan.OPTIMIZERS", table)
     plan = replace(DIVERSE, lr=(0.2, 0.2), weight_decay=(1e-3, 1e-3))
     for run in plan.runs(range(100)):
-        assert run.lr == pytest.approx(0.2 * OPTIMIZERS[run.optimizer].lr_ratio)
+        assert run.lr == pytest.approx(0.2 * ratios[run.optimizer])
         assert run.lr * run.weight_decay == pytest.approx(0.2 * 1e-3)
 
 

@@ -222,6 +222,10 @@ def test_clean_groups_beside_noisy_ones_keep_their_labels_and_order() -> None:
         a, b = mixed(params), plain(params)
         assert torch.equal(a.x[1], b.x[0])
         assert torch.equal(a.y[1], b.y[0])
+    numbers, labels = (torch.stack(part) for part in zip(*task.seen[::2], strict=True))
+    wrong = (labels != numbers % 5).float().mean((0, 2))  # of each group
+    assert abs(wrong[0] - 0.5) < 0.06  # of a thousand images: a standard deviation of 0.016
+    assert wrong[1] == 0
 
 
 def test_metrics_are_measured_on_clean_labels(digits: MLPClassifier) -> None:
@@ -259,6 +263,7 @@ def test_bfloat16_products_train_about_as_well_and_keep_float32_parameters(digit
     assert rounded.theta.dtype == torch.float32
     assert torch.equal(rounded.theta[:, 0], exact.theta[:, 0]), "initialisations are not rounded"
     assert not torch.equal(rounded.theta[:, -1], rounded.theta[:, -1].bfloat16().float())
+    assert not torch.equal(rounded.theta[:, -1], exact.theta[:, -1]), "products are rounded"
     for name, values in exact.metrics.items():
         # gradients differ by some 3 % of their norm at random: after 100 steps that is less than the sampling
         # noise of the 360 images that metrics are measured on
