@@ -16,9 +16,9 @@ from .progress import ProgressBar
 class ExportConfig:
     """Which zoo to export, and how."""
 
-    zoo: Path = Path("zoo")
+    zoo: Path = Path("runs/zoo")
     """The zoo."""
-    out: Path = Path("dataset")
+    out: Path = Path("runs/dataset")
     """Folder of the Hugging Face dataset. The same command again resumes it."""
     name: str = ""
     """The dataset's name in its card; default says the task."""
@@ -68,5 +68,5 @@ COMMAND = Command(
     _run,
     check=_check,
     starts_ray=False,
-    examples="theta export --zoo zoo --out dataset --license cc-by-4.0",
+    examples="theta export --zoo runs/zoo --out runs/dataset --license cc-by-4.0",
 )

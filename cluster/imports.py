@@ -24,7 +24,7 @@ class ImportConfig:
     """A folder of networks instead: state_dicts as .safetensors, .pt or .pth."""
     metrics: Path | None = None
     """Their table, .csv or .json: columns file, run and step (both optional), all others are metrics."""
-    out: Path = Path("zoo")
+    out: Path = Path("runs/imported")
     """Folder of the zoo. The same command again resumes it."""
     task: str | None = None
     """Id of the learning problem, whose parameters the networks have; without it a zoo holds what there is,
@@ -163,6 +163,6 @@ COMMAND = Command(
     _run,
     check=check,
     starts_ray=False,
-    examples="theta import --lmdb checkpoint_datasets/mnist --task mnist-mlp-v0 --data-root data --out zoo\n"
-    "theta import --folder networks --metrics metrics.csv --task digits-mlp-v0 --evaluate --out zoo",
+    examples="theta import --lmdb checkpoint_datasets/mnist --task mnist-mlp-v0 --out runs/imported\n"
+    "theta import --folder networks --metrics metrics.csv --out runs/imported",
 )
