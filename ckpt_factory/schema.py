@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .spec import ParamSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What theta may be stored as. 16 bit goes into fixed-size binary: half-float lists are slow in Parquet."""

@@ -199,7 +199,7 @@ def test_another_config_in_the_same_folder_is_refused_with_what_differs(quadrati
 def test_another_schema_version_is_refused(quadratic_zoo: Zoo) -> None:
     path = quadratic_zoo.path / "zoo.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this thetaforge reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this thetaforge reads 2"):
         Zoo.open(quadratic_zoo.path)
 
 

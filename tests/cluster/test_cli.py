@@ -113,7 +113,7 @@ def test_missing_foreign_or_damaged_zoo(
 
     (zoo / HEADER).write_text(json.dumps(header | {"schema_version": 99}))
     line = refused("info", "--zoo", zoo)
-    assert "schema version 99, this thetaforge reads 1" in line
+    assert "schema version 99, this thetaforge reads 2" in line
 
     (zoo / HEADER).write_text(json.dumps(header | {"task": "mnist-mlp-v0"}))
     line = refused("evaluate", "--zoo", zoo, "--generator", generator_folder, "--out", tmp_path / "e")
