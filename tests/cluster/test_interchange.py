@@ -146,6 +146,7 @@ def test_import_onto_a_full_disk_is_one_line_and_goes_on(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_factory_stops_at_a_full_disk_and_goes_on(
     ray_cluster: int,
     refused: Refused,  # noqa: F811

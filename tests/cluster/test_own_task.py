@@ -17,6 +17,7 @@ from ..conftest import theta_environment
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_a_module_in_the_users_folder_goes_through_the_factory(tmp_path: Path) -> None:
     """Started as the console script is, whose own folder is searched instead of the user's."""
     (tmp_path / "my_tasks.py").write_text(own_task_example())

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,8 +48,25 @@ def listening_addresses(pids: list[int]) -> set[str]:
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-def test_local_ray_listens_on_loopback_alone_even_while_it_trains(
-    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path
+@pytest.fixture
+def intruder(ray_cluster: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that wants to join with a token of its own: it takes twenty seconds to be turned away."""
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+
+
+def test_local_ray_listens_on_loopback_alone_even_while_it_trains_and_refuses_who_has_no_token(
+    intruder: subprocess.Popen[str], digits_zoo: Zoo, tmp_path: Path
 ) -> None:
     training = replace(TRAINING, steps=10**6, time_budget_s=4.0)
     config = train.GeneratorConfig(zoo=digits_zoo.path, out=tmp_path, held_out=0.25, training=training)
@@ -61,22 +79,9 @@ def test_local_ray_listens_on_loopback_alone_even_while_it_trains(
     assert train.read_log(tmp_path / train.LOG), "it trained"
     assert addresses, "Ray listens somewhere"
     assert addresses <= LOOPBACK
-
-
-def test_local_ray_refuses_who_has_no_token(ray_cluster: int) -> None:
-    address = ray.get_runtime_context().gcs_address
-    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
-    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "InvalidAuthToken" in done.stderr or "authentication" in done.stderr.lower()
+    _, error = intruder.communicate(timeout=120)
+    assert intruder.returncode != 0
+    assert "InvalidAuthToken" in error or "authentication" in error.lower()
 
 
 def test_address_without_a_cluster_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
