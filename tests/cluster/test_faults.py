@@ -74,6 +74,7 @@ def test_zoo_is_byte_identical_after_sigkill_of_the_driver(ray_cluster: int, tmp
     assert not list((tmp_path / "killed").rglob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
     trained: Path, digits_zoo: Zoo, tmp_path: Path
 ) -> None:

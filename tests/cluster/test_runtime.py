@@ -119,6 +119,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_cluster_of_several_nodes_makes_the_same_zoo_even_if_one_is_lost(
     ray_cluster: int, tmp_path: Path
 ) -> None:
