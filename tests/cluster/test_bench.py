@@ -17,7 +17,9 @@ def test_factory_leaves_out_what_is_not_there_and_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "digits-mlp-v0", replace(RECIPES["digits-mlp-v0"], stack_size=4))
-    flags = f"--full --tasks digits-mlp-v0 mnist-mlp-v0 nothing-v0 --variants float32 --out {tmp_path}"
+    flags = (
+        f"--full --tasks digits-mlp-v0 mnist-mlp-v0 nothing-v0 --variants float32 bfloat16 --out {tmp_path}"
+    )
     assert run(["bench", "factory", *flags.split(), "--seconds", "1e-4", "--repeats", "1"]) == 0
     shown = capsys.readouterr()
     assert "mnist-mlp-v0 left out: MNIST needs --data-root" in shown.err
@@ -27,11 +29,16 @@ def test_factory_leaves_out_what_is_not_there_and_names_it(
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["left_out"]) == {"mnist-mlp-v0", "nothing-v0"}
     contenders = result["tasks"]["digits-mlp-v0"]["contenders"]
-    assert set(contenders) == {"plain_loop", "vmap", "float32"}
+    assert set(contenders) == {"plain_loop", "vmap", "float32", "bfloat16"}
     for each in contenders.values():
         assert all(math.isfinite(value) and value > 0 for value in each.values())
     assert result["digits-mlp-v0 float32 cpu_s_per_run"] == contenders["float32"]["cpu_s_per_run"]
-    assert set(result["tasks"]["digits-mlp-v0"]["whole_stacks"]) == {"float32"}
+    assert set(result["tasks"]["digits-mlp-v0"]["whole_stacks"]) == {"float32", "bfloat16"}
+    paired = result["tasks"]["digits-mlp-v0"]["final_test_error_against_float32"]
+    assert paired["bfloat16"]["runs"] == 256
+    # the last digits of products move final errors of 2 % by far less than a percent in the mean
+    assert abs(paired["bfloat16"]["mean_difference"]) < 0.01
+    assert "final test error by precision" in shown.out
     assert result["threads"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
