@@ -255,12 +255,15 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
                 "runs/s": found[f"runs_per_s_{actors}"],
                 "CPU s/run": found[f"cpu_s_per_run_{actors}"],
                 "CPU share": found[f"cpu_share_{actors}"],
+                "% idle": 100 * found[f"idle_share_{actors}"],
             }
             for actors in (1, 2)
         },
-        f"scaling: two actors make {found['speedup']:.3g} times the runs of one",
-        "digits, each actor from its first unit's start to its last one's end; CPU share is CPU time by "
-        "wall time of that.",
+        f"scaling: two actors make {found['speedup']:.3g} times the runs of one, "
+        f"{found['speedup_by_cpu_time']:.3g} times by their CPU time",
+        "digits, each actor from its first unit's start to its last one's end. CPU share: CPU time by wall "
+        "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
+        "believe. Idle: waiting for the next unit.",
     )
     _print(
         {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
