@@ -204,7 +204,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
             variant: {
                 "% error": 100 * (each["reference"] + each["mean_difference"]),
                 "in float32": 100 * each["reference"],
-                "difference": 100 * each["mean_difference"],
+                "change": 100 * each["mean_difference"],
                 "from": 100 * each["low"],
                 "to": 100 * each["high"],
                 "p": each["p_value"],
@@ -214,7 +214,8 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
         _print(
             paired,
             f"{name}: final test error by precision",
-            "Percent, the same runs in pairs; the difference with its 95 % interval and the p-value of none.",
+            "Percent, the same runs in pairs; the mean change with its 95 % interval and the p-value of "
+            "none.",
         )
 
 
