@@ -23,11 +23,11 @@ EVALUATION_BLOCK = 128
 """Images per forward pass when networks are evaluated. Measured, CPU ms per network and 2,000 images, median
 of 7 rounds, interleaved: blocks of 32 to 250 51, of 500 58, of 2,000 119; bfloat16 42 to 49, which is not
 worth its rounding of the metrics."""
-MICRO_BATCH = 32
+MICRO_BATCH = 64
 """Images per forward and backward pass in float32. Measured, CPU ms per network and step of 128 images,
 median of 9 rounds, interleaved, on a core with AMX: whole batch 11.9, 64 11.1, 32 11.3, 16 13.2,
 channels-last 13.7; bfloat16 whole batch 6.6, micro-batches of 32 8.9; vmap over 4 networks 12.3. On a core
-without AMX: whole batch 21.1, 32 15.0, bfloat16 10.9, vmap 35."""
+without AMX: whole batch 15.3, 64 15.2, 32 15.8, 16 17.8, bfloat16 10.3, vmap 35."""
 PADDING = 4
 
 
