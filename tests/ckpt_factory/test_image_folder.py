@@ -1,5 +1,6 @@
 """A user's images: a Parquet folder becomes a task without code, or one clear line that names the file."""
 
+import functools
 import io
 import json
 import os
@@ -203,6 +204,13 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
         lambda f: rows(f, "train", labels=[1, 2, 3] * 4),
         f"{CLASSES} 3 classes, the largest label 3; expected at least 2 classes, numbered from 0",
     ),
+    *(
+        (
+            functools.partial(rows, split="train", labels=[0, 1, 2] * 4 + [label, 0, 1]),
+            f"{CLASSES} 4 classes, the largest label {label}; expected at least 2 classes, numbered from 0",
+        )
+        for label in (10**8, 2**40, 2**63 - 1)  # a list of all classes up to it would not fit in memory
+    ),
     (
         lambda f: (rows(f, "train", labels=[0] * 9), rows(f, "test", labels=[0])),
         f"{CLASSES} 1 classes, the largest label 0",
@@ -266,6 +274,20 @@ def test_mnist_and_cifar_are_found_in_the_hubs_layout(tmp_path: Path) -> None:
         ValueError, match=r"50,000 and 10,000 colour images of 32x32, found \(\(1, 3, 32, 32\)"
     ):
         cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(("load", "size"), [(mnist, (28, 28, 1)), (cifar10, (32, 32, 3))])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_of_mnist_and_cifar_are_0_to_9(
+    load: Callable[[Path], Any], size: tuple[int, ...], split: str, tmp_path: Path
+) -> None:
+    images = [encoded(each) for each in pixels(3, size)]
+    for each in ("train", "test"):
+        write(tmp_path / f"{each}.parquet", images, [0, 9, 12] if each == split else [0, 9, 1])
+    with pytest.raises(
+        ValueError, match=rf"{split}\.parquet: label 12 in row 2; expected 0 to 9, the 10 clas"
+    ):
+        load(tmp_path)
 
 
 def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
