@@ -32,7 +32,7 @@ class Imported:
     measured: bool = False
     """Whether the metrics were measured again by the task; otherwise they are what the source says."""
     digest: str = ""
-    """Hash of the names and steps of all runs in their order: which runs of the source were taken."""
+    """Hash of the names, steps, metrics and sizes of all runs in their order: what the source held."""
 
     def __post_init__(self) -> None:
         for name in ("num_checkpoints", "group_size"):

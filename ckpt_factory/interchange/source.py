@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -57,7 +57,7 @@ class Source:
     num_checkpoints: int
     """Checkpoints that are taken of each run."""
     digest: str
-    """Of the names and steps of all runs."""
+    """Of the names, steps, metrics and sizes of all runs."""
     read: Callable[[int], Run]
     """The i-th run with the checkpoints that are taken of it."""
     skipped: Mapping[str, str]
@@ -78,19 +78,21 @@ class Survey:
         self.broken: dict[str, str] = {}
         self.hash = hashlib.sha256()
 
-    def add(self, name: str, moments: Iterable[object]) -> None:
-        """A sound run, with what tells its checkpoints apart."""
-        moments = list(moments)
-        if not moments:
+    def add(self, name: str, checkpoints: Sequence[object], *about: object) -> None:
+        """A sound run, with what is known of each of its checkpoints and of all, short of their numbers.
+
+        All of it goes into the digest, by which an import that is resumed knows its source again.
+        """
+        if not checkpoints:
             self.broken[name] = "it has no checkpoints"
             return
-        if self.wanted is not None and len(moments) < self.wanted:
+        if self.wanted is not None and len(checkpoints) < self.wanted:
             self.broken[name] = (
-                f"it has {len(moments)} checkpoints, fewer than --num-checkpoints {self.wanted}"
+                f"it has {len(checkpoints)} checkpoints, fewer than --num-checkpoints {self.wanted}"
             )
             return
-        self.counts[name] = len(moments)
-        self.hash.update(f"{name} {moments}\n".encode())
+        self.counts[name] = len(checkpoints)
+        self.hash.update(f"{name} {list(checkpoints)} {about}\n".encode())
 
     def conclude(self) -> int:
         """How many checkpoints are taken of each run; runs that have another number count as broken.
@@ -151,16 +153,7 @@ def begin_import(
     if evaluate and (prompted or objective):
         raise ValueError("--prompted and --objective are the task's own with --evaluate; leave them out")
     metrics = columns_of(task) if evaluate and task else source.metrics
-    if not metrics:
-        raise ValueError(
-            f"{source.label} has no metrics; give some, or --task and --evaluate to measure them"
-        )
-    bad = [name for name in metrics if name in RESERVED or not COLUMN.fullmatch(name)]
-    if bad:
-        raise ValueError(
-            f"{source.label}: a metric cannot be called {bad[0]!r}; expected letters, digits and _, none of "
-            f"{', '.join(sorted(RESERVED))}"
-        )
+    _check_columns(source.label, metrics)
     prompted = prompted or _default_column(metrics, task)
     if prompted not in metrics:
         raise ValueError(f"--prompted is {prompted!r}; expected one of the columns {', '.join(metrics)}")
@@ -184,6 +177,17 @@ def begin_import(
         inputs=task.inputs if task else "",
     )
     return Zoo.create(out, header)
+
+
+def _check_columns(label: str, metrics: Sequence[str]) -> None:
+    if not metrics:
+        raise ValueError(f"{label} has no metrics; give some, or --task and --evaluate to measure them")
+    bad = [name for name in metrics if name in RESERVED or not COLUMN.fullmatch(name)]
+    if bad:
+        raise ValueError(
+            f"{label}: a metric cannot be called {bad[0]!r}; expected letters, digits and _, none of "
+            f"{', '.join(sorted(RESERVED))}"
+        )
 
 
 def import_unit(zoo: Zoo, source: Source, task: Task | None, unit: int) -> dict[str, int]:
