@@ -92,6 +92,7 @@ def diverse() -> FactoryConfig:
         data_fraction=(0.5, 1.0),
         loss=("cross-entropy", "tailr"),
         gamma=(0.05, 0.3),
+        block_size=16,
         spacing="metric",
     )
     return FactoryConfig(num_runs=4096, plan=plan)
