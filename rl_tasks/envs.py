@@ -1,12 +1,17 @@
 """make_stacked: the N copies of an environment that policies live in, by its Gymnasium id."""
 
-from .dynamics import CartPole
+from .classic import Acrobot, CartPole, MountainCarContinuous, Pendulum
 from .seeds import mix, uniforms
 from .stacked import Spaces, StackedEnv, Transition
 
 __all__ = ["Spaces", "StackedEnv", "Transition", "make_stacked", "mix", "uniforms"]
 
-DYNAMICS = {"CartPole-v1": CartPole}
+DYNAMICS = {
+    "Acrobot-v1": Acrobot,
+    "CartPole-v1": CartPole,
+    "MountainCarContinuous-v0": MountainCarContinuous,
+    "Pendulum-v1": Pendulum,
+}
 """Environments that are stepped as arrays."""
 
 
