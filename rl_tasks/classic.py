@@ -32,7 +32,7 @@ class CartPole(StackedDynamics):
 
     spaces = Spaces(observation_size=4, num_actions=2)
 
-    def __init__(self, max_steps: int = 500):
+    def __init__(self, max_steps: int):
         self._physics = CartPoleVectorEnv()
         self._scratch = np.empty((6, 0))
         super().__init__(max_steps)
@@ -89,7 +89,7 @@ class Pendulum(StackedDynamics):
 
     spaces = Spaces(observation_size=3, num_actions=0, action_low=(-2.0,), action_high=(2.0,))
 
-    def __init__(self, max_steps: int = 200):
+    def __init__(self, max_steps: int):
         self._physics = PendulumEnv()
         super().__init__(max_steps)
 
@@ -118,7 +118,7 @@ class MountainCarContinuous(StackedDynamics):
 
     spaces = Spaces(observation_size=2, num_actions=0, action_low=(-1.0,), action_high=(1.0,))
 
-    def __init__(self, max_steps: int = 999):
+    def __init__(self, max_steps: int):
         self._physics = Continuous_MountainCarEnv()
         super().__init__(max_steps)
 
@@ -145,9 +145,6 @@ class Acrobot(StackedDynamics):
     """Acrobot-v1: two links, a torque of -1, 0 or 1 between them, and a height to swing the end to."""
 
     spaces = Spaces(observation_size=6, num_actions=3)
-
-    def __init__(self, max_steps: int = 500):
-        super().__init__(max_steps)
 
     def _initial(self, seeds: Int64[np.ndarray, " N"]) -> Float[np.ndarray, "4 N"]:
         return uniform(seeds, (0.1,) * 4).astype(np.float32).astype(np.float64)
