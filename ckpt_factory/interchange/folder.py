@@ -69,7 +69,7 @@ def open_folder(
             survey.add(name, [(row.step, row.file) for row in rows])
     progress(len(runs), len(runs))
     listed = {row.file for rows in runs.values() for row in rows}
-    survey.broken.update({file: f"it is not in {metrics}" for file in there if file not in listed})
+    survey.strays = [file for file in there if file not in listed]
     count = survey.conclude()
     assert spec is not None, "a run was sound"
     found, names = spec, list(survey.counts)
@@ -96,6 +96,7 @@ def open_folder(
         digest=survey.hash.hexdigest()[:16],
         read=read,
         skipped=survey.broken,
+        strays=survey.strays,
     )
 
 

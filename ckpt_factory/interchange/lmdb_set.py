@@ -15,6 +15,8 @@ from ..spec import ParamSpec
 from ..tasks.base import Task
 from .source import Progress, Run, Source, Survey, evenly, silent
 
+KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+"""What JSON calls things."""
 KEY = re.compile(r"(?:ep(\d+)_)?it(\d+)\.pt")
 """A checkpoint's key behind its run's name: the epoch, where there are epochs, and the iteration in it."""
 MLP_784_10_10 = {"fc1.weight": (10, 784), "fc1.bias": (10,), "fc2.weight": (10, 10), "fc2.bias": (10,)}
@@ -116,7 +118,7 @@ def open_lmdb_set(
     """
     _lmdb()
     folder = Path(folder)
-    directories = _directories(folder)
+    directories = run_directories(folder)
     look = Look(Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints))
     for i, directory in enumerate(directories):
         progress(i, len(directories))
@@ -151,7 +153,12 @@ def open_lmdb_set(
     )
 
 
-def _directories(folder: Path) -> list[Path]:
+def run_directories(folder: Path) -> list[Path]:
+    """The directories of a set, in the order of their names.
+
+    Raises:
+        ValueError: no such folder, it is a single run's, or holds none.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"no folder {folder}; --lmdb names the one that holds the run directories 000000, ..."
@@ -191,9 +198,27 @@ def _read_runs(directory: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(checkpoints, dict) or not all(
             isinstance(each, dict) for each in checkpoints.values()
         ):
-            raise ValueError(f"its runs.json has no checkpoints of run {name}")
+            raise ValueError(
+                f"its runs.json has no checkpoints of run {name}: expected "
+                f'{{"checkpoints": {{"{name}/ep000_it00000.pt": {{metric: number}}, ...}}}}, '
+                f"found {_found(document, entry, checkpoints)}"
+            )
         runs[name] = checkpoints
     return runs
+
+
+def _found(document: Any, entry: Any, checkpoints: Any) -> str:
+    """What stands in the place of a run's checkpoints, at the outermost level that is not as expected."""
+    if not isinstance(document, dict):
+        return f"a {KINDS.get(type(document), 'value')}"
+    if entry is None:
+        return f"an object with the keys {', '.join(map(repr, list(document)[:4])) or 'none'}"
+    if not isinstance(entry, dict):
+        return f"a {KINDS.get(type(entry), 'value')} as the run"
+    if isinstance(checkpoints, dict):
+        key = next(key for key, each in checkpoints.items() if not isinstance(each, dict))
+        return f"a {KINDS.get(type(checkpoints[key]), 'value')} as the metrics of {key!r}"
+    return f"a {KINDS.get(type(checkpoints), 'value')} as checkpoints"
 
 
 def _moments(name: str, checkpoints: Mapping[str, Any], steps_per_epoch: int | None) -> dict[Moment, str]:

@@ -122,5 +122,5 @@ def _number(path: Path, where: str, name: str, given: object) -> float:
     except (TypeError, ValueError):
         raise ValueError(
             f"{path}, {where}: {name} is {given!r}; expected a number: all columns but {', '.join(KEYS)} are "
-            "metrics"
+            "metrics; remove the column if it is none"
         ) from None
