@@ -21,7 +21,7 @@ from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
-from .progress import ProgressBar, say
+from .progress import ProgressBar, rate, say
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
@@ -33,7 +33,9 @@ class FactoryConfig:
     """What zoo to make."""
 
     task: str = "digits-mlp-v0"
-    """Id of the learning problem; `module:id` for one of your own."""
+    """Id of the learning problem: digits-mlp-v0, mnist-mlp-v0, cifar-cnn-v0; images-mlp-v0 and images-cnn-v0
+    for a folder of your own images; quadratic-v0, a bowl that needs no data, to try things on; `module:id`
+    for one of your own."""
     env: str | None = None
     """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
     options: dict[str, str] = field(default_factory=dict)
@@ -178,8 +180,9 @@ class CheckpointFactory:
                 "use_gpu is given, but this cluster has no GPU; leave it out, or add a node with one"
             )
         zoo = Zoo.create(self.config.out, header)
-        for note in task.notes:
-            say(note, label="note")
+        for note in (*task.notes, header.runs_plan.mixing(header.num_runs)):
+            if note:
+                say(note, label="note")
         if self.config.repair:
             for unit, problem in discard_damaged(zoo):
                 say(f"making shard {unit} anew: {problem}")
@@ -227,7 +230,7 @@ class CheckpointFactory:
                 log.write(json.dumps(report) + "\n")
                 log.flush()
                 made += report["runs"]
-                bar.update(made, f"{(made - before) / (time.monotonic() - begun):.0f} runs/s")
+                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
 
 
