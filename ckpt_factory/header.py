@@ -112,6 +112,18 @@ class ZooHeader:
         """Whether the metrics are the task's own; of imported zoos they may be what the source says."""
         return not isinstance(self.plan, Imported) or self.plan.measured
 
+    def check_inputs(self, task: Task) -> None:
+        """Refuse a task with other data than the zoo was made on, as far as their normalisation tells.
+
+        Raises:
+            ValueError: its networks' inputs are made in another way.
+        """
+        if self.inputs and task.inputs != self.inputs:
+            raise ValueError(
+                f"this data is not what the zoo was made on: its inputs are {self.inputs}, here they are "
+                f"{task.inputs or 'unknown'}; give the zoo's own data with --data-root"
+            )
+
     def check_prompted(self, task: Task) -> None:
         """Refuse prompts about what the task cannot measure, a source's own metric: none could be answered.
 

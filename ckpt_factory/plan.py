@@ -1,5 +1,6 @@
 """RunPlan: what every run of a zoo is, as a pure function of (seed, run_id), computable anywhere."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -137,7 +138,8 @@ class RunPlan:
         if not 2 <= self.num_checkpoints <= self.num_steps + 1:
             raise ValueError(
                 f"num_checkpoints is {self.num_checkpoints}; {self.num_steps} steps allow 2 to "
-                f"{self.num_steps + 1}"
+                f"{self.num_steps + 1}: give --num-checkpoints {self.num_steps + 1} or fewer, or more "
+                "--num-steps"
             )
 
     def _check_choices(self) -> None:
@@ -189,6 +191,23 @@ class RunPlan:
                 f"{name} is ({low}, {high}); expected low <= high, both positive and finite, {SMALLEST:g} to "
                 f"{LARGEST:g}" + (" (or both 0)" if name == "weight_decay" else "")
             )
+
+    def mixing(self, num_runs: int) -> str:
+        """What keeps so many runs from mixing optimizers and batch sizes, and what helps; or nothing."""
+        choices = {"optimizer": len(self.optimizer), "batch size": len(self.batch_size)}
+        varied, combinations = [what for what in choices if choices[what] > 1], math.prod(choices.values())
+        blocks = range(0, num_runs, self.block_size)
+        if len(blocks) >= combinations:
+            return ""
+        drawn = len({(run.optimizer, run.batch_size) for run in self.runs(blocks)})
+        smaller = self.group_size
+        while 2 * smaller * combinations <= num_runs:
+            smaller *= 2
+        cure = f"--block-size {smaller} mixes" if smaller < self.block_size else "a larger --num-runs mixes"
+        draw = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
+        draw += f" of {self.block_size} runs draw{'s' * (len(blocks) == 1)} {drawn}"
+        what = f"{varied[0]}s" if len(varied) == 1 else f"combinations of {' and '.join(varied)}"
+        return f"{draw} of {combinations} {what}; {cure} more"
 
     def run(self, run_id: int) -> RunSettings:
         """The settings of one run, the same wherever they are computed."""

@@ -50,7 +50,7 @@ def open_folder(
     survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints)
     found = _look(folder, runs, task.spec if task else None, survey, progress)
     listed = {row.file for rows in runs.values() for row in rows}
-    survey.broken.update({file: f"it is not in {metrics}" for file in there if file not in listed})
+    survey.strays = [file for file in there if file not in listed]
     count = survey.conclude()
     assert found is not None, "a run was sound"
     spec, names = found, list(survey.counts)
@@ -68,6 +68,7 @@ def open_folder(
         digest=survey.hash.hexdigest()[:16],
         read=read,
         skipped=survey.broken,
+        strays=survey.strays,
     )
 
 

@@ -15,6 +15,8 @@ from ..spec import ParamSpec
 from ..tasks.base import Task
 from .source import Progress, Run, Source, Survey, evenly, silent
 
+KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+"""What JSON calls things."""
 KEY = re.compile(r"(?:ep(\d+)_)?it(\d+)\.pt")
 """A checkpoint's key behind its run's name: the epoch, where there are epochs, and the iteration in it."""
 MLP_784_10_10 = {"fc1.weight": (10, 784), "fc1.bias": (10,), "fc2.weight": (10, 10), "fc2.bias": (10,)}
@@ -135,7 +137,7 @@ def open_lmdb_set(
     """
     _lmdb()
     folder = Path(folder)
-    directories = _directories(folder)
+    directories = run_directories(folder)
     look = Look(Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints))
     for i, directory in enumerate(directories):
         progress(i, len(directories))
@@ -166,7 +168,12 @@ def open_lmdb_set(
     )
 
 
-def _directories(folder: Path) -> list[Path]:
+def run_directories(folder: Path) -> list[Path]:
+    """The directories of a set, in the order of their names.
+
+    Raises:
+        ValueError: no such folder, it is a single run's, or holds none.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"no folder {folder}; --lmdb names the one that holds the run directories 000000, ..."
@@ -184,7 +191,7 @@ def _directories(folder: Path) -> list[Path]:
 
 
 def _read_runs(directory: Path) -> dict[str, Any]:
-    """What the runs.json of a directory says of each of its runs."""
+    """What the runs.json of a directory says of each of its runs; all of it for a run that it lacks."""
     if not (directory / "data.mdb").is_file():
         raise ValueError("it has no data.mdb")
     for name in ("runs.json", "DONE.txt"):
@@ -196,16 +203,32 @@ def _read_runs(directory: Path) -> dict[str, Any]:
         raise ValueError(f"its runs.json cannot be read ({error})") from None
     if isinstance(document, dict) and "checkpoints" in document:
         return {directory.name: document}
-    names = directory.name.split("_")  # a fused directory, or none
-    return {name: document.get(name) if isinstance(document, dict) else None for name in names}
+    fused = document if isinstance(document, dict) else {}
+    return {name: fused.get(name, document) for name in directory.name.split("_")}
 
 
 def _checkpoints(name: str, entry: Any) -> dict[str, dict[str, Any]]:
     """The metrics of a run's checkpoints: {key: {metric: value}}."""
     checkpoints = entry.get("checkpoints") if isinstance(entry, dict) else None
     if not isinstance(checkpoints, dict) or not all(isinstance(each, dict) for each in checkpoints.values()):
-        raise ValueError(f"its runs.json has no checkpoints of run {name}")
+        raise ValueError(
+            f"its runs.json has no checkpoints of run {name}: expected "
+            f'{{"checkpoints": {{"{name}/ep000_it00000.pt": {{metric: number}}, ...}}}}, found '
+            f"{_found(entry, checkpoints)}"
+        )
     return checkpoints
+
+
+def _found(entry: Any, checkpoints: Any) -> str:
+    """What stands in the place of a run's checkpoints, at the outermost level that is not as expected."""
+    if not isinstance(entry, dict):
+        return f"a {KINDS.get(type(entry), 'value')}"
+    if "checkpoints" not in entry:
+        return f"an object with the keys {', '.join(map(repr, list(entry)[:4])) or 'none'}"
+    if isinstance(checkpoints, dict):
+        key = next(key for key, each in checkpoints.items() if not isinstance(each, dict))
+        return f"a {KINDS.get(type(checkpoints[key]), 'value')} as the metrics of {key!r}"
+    return f"a {KINDS.get(type(checkpoints), 'value')} as checkpoints"
 
 
 def _moments(name: str, checkpoints: Mapping[str, Any], steps_per_epoch: int | None) -> dict[Moment, str]:

@@ -62,6 +62,8 @@ class Source:
     """The i-th run with the checkpoints that are taken of it."""
     skipped: Mapping[str, str]
     """Runs that are left out -> why."""
+    strays: Sequence[str] = ()
+    """Files that are left out, since they belong to no run."""
 
 
 class Survey:
@@ -76,6 +78,8 @@ class Survey:
         self.counts: dict[str, int] = {}
         """Checkpoints of each sound run."""
         self.broken: dict[str, str] = {}
+        self.strays: list[str] = []
+        """Files that belong to no run."""
         self.hash = hashlib.sha256()
 
     def add(self, name: str, checkpoints: Sequence[object], *about: object) -> None:
@@ -87,9 +91,8 @@ class Survey:
             self.broken[name] = "it has no checkpoints"
             return
         if self.wanted is not None and len(checkpoints) < self.wanted:
-            self.broken[name] = (
-                f"it has {len(checkpoints)} checkpoints, fewer than --num-checkpoints {self.wanted}"
-            )
+            had = counted(len(checkpoints), "checkpoint")
+            self.broken[name] = f"it has {had}, fewer than --num-checkpoints {self.wanted}"
             return
         self.counts[name] = len(checkpoints)
         self.hash.update(f"{name} {list(checkpoints)} {about}\n".encode())
@@ -104,20 +107,30 @@ class Survey:
         if self.wanted is None:
             for name in [name for name, count in self.counts.items() if count != usual]:
                 self.broken[name] = (
-                    f"it has {self.counts.pop(name)} checkpoints, others {usual} "
+                    f"it has {counted(self.counts.pop(name), 'checkpoint')}, others {usual} "
                     "(--num-checkpoints takes as many of each)"
                 )
         total = len(self.counts) + len(self.broken)
-        if self.broken and not (self.skip_broken and self.counts):
-            shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])
-            more = f"; and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
+        if (self.broken or self.strays) and not (self.skip_broken and self.counts):
             cure = "; --skip-broken leaves them out" if self.counts else ""
-            raise ValueError(
-                f"{self.what}: {len(self.broken)} of {total} runs cannot be imported{cure}: {shown}{more}"
-            )
+            problems = []
+            if self.broken:
+                shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])
+                more = f"; and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
+                problems.append(f"{len(self.broken)} of {total} runs cannot be imported{cure}: {shown}{more}")
+            if self.strays:
+                more = ", ..." if len(self.strays) > 3 else ""
+                files = f"{counted(len(self.strays), 'file')} not in the table"
+                problems.append(f"{files}{cure}: {', '.join(self.strays[:3])}{more}")
+            raise ValueError(f"{self.what}: {'; '.join(problems)}")
         if not self.counts:
             raise ValueError(f"{self.what}: there are no runs in it")
         return self.wanted or usual
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def evenly(count: int, wanted: int) -> list[int]:

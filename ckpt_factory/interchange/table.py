@@ -129,7 +129,7 @@ def _number(path: Path, where: str, name: str, given: object) -> float:
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"{path}, {where}: {name} is {repr(given)[:40]}; expected a number: all columns but "
-            f"{', '.join(KEYS)} are metrics"
+            f"{', '.join(KEYS)} are metrics; remove the column if it is none"
         ) from None
 
 

@@ -6,7 +6,7 @@ from .convolution import ConvClassifier
 from .data import ImageData
 from .fit import error_rate
 from .modules import ModuleTask
-from .registry import TaskSpec, make, register, registry, spec
+from .registry import TaskSpec, make, register, registry, spec, with_options
 from .synthetic import Quadratic
 from .vision import MLPClassifier
 
@@ -25,4 +25,5 @@ __all__ = [
     "register",
     "registry",
     "spec",
+    "with_options",
 ]

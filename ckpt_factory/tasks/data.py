@@ -137,6 +137,10 @@ def image_folder(data_root: Path | None, *, per_channel: bool = False) -> ImageD
             "a task of your images needs --data-root (data_root= in Python): a folder with train.parquet and "
             "test.parquet, columns image and label"
         )
+    if not data_root.is_dir():
+        raise ValueError(
+            f"no folder {data_root}; --data-root names the one with train.parquet and test.parquet"
+        )
     files = split_files(data_root)
     for split in ("train", "test"):
         if split not in files:
@@ -175,7 +179,7 @@ def _check_sizes(shards: Sequence[Shard]) -> None:
         if size != expected:
             raise ValueError(
                 f"{shard.path}: its images are {size}, those of {first.path.name} {expected}; expected one "
-                "size"
+                "size and kind; resize or convert them before saving"
             )
 
 

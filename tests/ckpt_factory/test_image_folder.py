@@ -184,21 +184,24 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (
         lambda f: other_size(f, "train", 4),
         "train.parquet: expected images of one size, found (channels, height, width) (3, 6, 5) in row 0 and "
-        "(3, 5, 5) in row 4",
+        "(3, 5, 5) in row 4; image.resize(",
     ),
     (
         lambda f: other_size(f, "test", 0),
         "test.parquet: its images are 5x5 colour, those of train.parquet 5x6 colour; expected one size",
     ),
     (lambda f: rows(f, "test", of_mode("L")), "test.parquet: its images are 5x6 grey, those of train"),
-    (lambda f: rows(f, "test", of_mode("RGBA")), f"{UNREADABLE} (it is of mode RGBA; expected 8-bit grey"),
+    (
+        lambda f: rows(f, "test", of_mode("RGBA")),
+        "row 0 of column image is of mode RGBA; expected 8-bit grey",
+    ),
     (lambda f: rows(f, "test", [b"no image"] * 3), UNREADABLE),
     (lambda f: rows(f, "test", [encoded(pixels(1)[0])[:-30]] * 3), UNREADABLE),
     (lambda f: rows(f, "test", [None, encoded(pixels(1)[0])]), f"{UNREADABLE} (it has no bytes; save the"),
     (lambda f: rows(f, "test", labels=[0, 1, 3]), "test.parquet: label 3 in row 2; expected 0 to 2, the 3 c"),
     (lambda f: rows(f, "test", labels=[0, -1, 1]), "test.parquet: label -1 in row 1; expected integers from"),
     (lambda f: rows(f, "test", labels=[0.0, 1.0, 2.0]), f"{NOT_INTEGERS} double"),
-    (lambda f: rows(f, "test", labels=["cat", "dog"]), f"{NOT_INTEGERS} string"),
+    (lambda f: rows(f, "test", labels=["cat", "dog"]), f"{NOT_INTEGERS} string; map the classes to 0, 1, 2"),
     (lambda f: rows(f, "test", labels=[0, None]), "test.parquet: row 1 has no label"),
     (
         lambda f: rows(f, "train", labels=[1, 2, 3] * 4),
@@ -255,6 +258,11 @@ def test_bad_folders_are_refused_in_one_line_that_names_the_file(
 def test_a_folder_has_to_be_given(name: str) -> None:
     with pytest.raises(ValueError, match="needs --data-root"):
         make(name)
+
+
+def test_a_folder_that_is_not_there_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere; --data-root names the one with train\.parquet"):
+        make("images-mlp-v0", data_root=tmp_path / "nowhere")
 
 
 def test_images_per_channel_are_not_for_flattened_networks(folder: Path) -> None:

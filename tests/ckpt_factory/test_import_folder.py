@@ -197,7 +197,10 @@ ROWS = "a0.safetensors,A,0,1\na1.pt,A,5,1\nb/0.pth,B,0,1\nb/1.pt,B,5,1\n"
         ("", "has no column file"),
         ("file,run,step,loss\n", "has no rows"),
         ("file,run,step,loss\n" + ROWS + "c.pt,B,9,1\n", "B: c.pt is missing"),
-        ("file,run,step,loss\n" + ROWS.replace("b/1.pt,B,5,1\n", ""), "b/1.pt: it is not in "),
+        (
+            "file,run,step,loss\n" + ROWS.replace("b/1.pt,B,5,1\n", ""),
+            "1 file not in the table; --skip-broken leaves them out: b/1.pt",
+        ),
         (
             "file,run,step,loss\n" + ROWS + "a0.safetensors,C,0,1\n",
             "file a0.safetensors is in line 2 and in line 6",
@@ -249,7 +252,28 @@ def test_broken_runs_are_left_out_where_that_is_wished(folder: Path) -> None:
     (folder / "c.pt").write_bytes(b"not in the table")
     source = open_folder(folder, folder.parent / "metrics.csv", skip_broken=True)
     assert list(source.names) == ["second"]
-    assert set(source.skipped) == {"first", "c.pt"}
+    assert (set(source.skipped), source.strays) == ({"first"}, ["c.pt"])
+
+
+def test_files_without_a_row_are_not_counted_as_runs(folder: Path) -> None:
+    (folder / "a1.pt").unlink()
+    for name in ("c.pt", "d.pt"):
+        torch.save(state(4), folder / name)
+    line = refused(folder)
+    assert "1 of 2 runs cannot be imported; --skip-broken leaves them out: first: a1.pt is missing" in line
+    assert line.endswith("2 files not in the table; --skip-broken leaves them out: c.pt, d.pt")
+
+
+def test_a_column_of_text_may_be_removed(folder: Path) -> None:
+    line = refused(folder, "file,run,step,kind\n" + ROWS.replace(",1\n", ",relu\n"))
+    assert "kind is 'relu'; expected a number" in line
+    assert line.endswith("remove the column if it is none")
+
+
+def test_one_checkpoint_is_no_plural(folder: Path) -> None:
+    torch.save(state(4), folder / "c.pt")
+    line = refused(folder, "file,run,step,loss\n" + ROWS + "c.pt,C,0,1\n")
+    assert "C: it has 1 checkpoint, others 2" in line
 
 
 def test_metrics_may_not_be_called_like_columns_of_a_zoo(folder: Path) -> None:

@@ -223,6 +223,14 @@ def truncate(path: Path) -> None:
     [
         (lambda d: (d / "runs.json").write_text("{"), "its runs.json cannot be read"),
         (lambda d: (d / "runs.json").write_text("{}"), "its runs.json has no checkpoints of run 000005"),
+        (
+            lambda d: (d / "runs.json").write_text("[1]"),
+            'expected {"checkpoints": {"000005/ep000_it00000.pt": {metric: number}, ...}}, found a list',
+        ),
+        (lambda d: (d / "runs.json").write_text('{"a": 1}'), "found an object with the keys 'a'"),
+        (lambda d: (d / "runs.json").write_text('{"checkpoints": []}'), "found a list as checkpoints"),
+        (lambda d: (d / "runs.json").write_text('{"000005": 3}'), "found a number"),
+        (lambda d: rewrite(d, lambda c: c.update({"k": 0.5})), "found a number as the metrics of 'k'"),
         (lambda d: rewrite(d, lambda c: c.clear()), "it has no checkpoints"),
         (lambda d: rewrite(d, lambda c: c.update({"000005/x.pt": {}})), "'000005/x.pt' is not called"),
         (

@@ -244,3 +244,36 @@ def test_streams_of_one_seed_are_different_ones() -> None:
     drawn = [torch.rand(1, generator=init).item(), torch.rand(1, generator=order).item()]
     drawn += [float(np.random.default_rng([3, stream, 5]).random()) for stream in range(2, 6)]
     assert len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_runs", "words"),
+    [
+        ({}, 64, ""),
+        ({"optimizer": ("sgd", "lion")}, 128, ""),
+        (
+            {"optimizer": ("sgd", "lion")},
+            64,
+            "1 block of 64 runs draws 1 of 2 optimizers; --block-size 32 mixes",
+        ),
+        (
+            {"optimizer": get_args(OptimizerName), "batch_size": (16, 32)},
+            64,
+            "1 block of 64 runs draws 1 of 10 combinations of optimizer and batch size; --block-size 4 mixes",
+        ),
+        (
+            {"batch_size": (8, 16), "group_size": 64},
+            64,
+            "draws 1 of 2 batch sizes; a larger --num-runs mixes",
+        ),
+    ],
+)
+def test_fewer_blocks_than_combinations_are_said(plan: dict[str, Any], num_runs: int, words: str) -> None:
+    said = RunPlan(**plan).mixing(num_runs)
+    assert (words in said) if words else (said == "")
+
+
+def test_the_block_size_that_is_suggested_mixes_all() -> None:
+    plan = RunPlan(optimizer=get_args(OptimizerName), batch_size=(16, 32), block_size=4)
+    assert plan.mixing(64) == ""
+    assert len({run.optimizer for run in plan.runs(range(64))}) > 2
