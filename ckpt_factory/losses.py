@@ -29,6 +29,13 @@ def tailr(
     return torch.where(gamma <= 0.5, by_logarithms, by_error)
 
 
+def tailr_of_network(
+    outputs: Float[Tensor, "B C"], labels: Int[Tensor, " B"], gamma: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """The mean of one network's TaiLr losses, for its outputs as modules give them."""
+    return tailr(outputs.T.unsqueeze(0), labels.unsqueeze(0), gamma.unsqueeze(0)).mean()
+
+
 def tailr_weight(p: Float[Tensor, "K B"], gamma: Float[Tensor, " K"]) -> Float[Tensor, "K B"]:
     """TaiLr's other form: its gradient is this weight times that of cross-entropy (ibid., eq. 10).
 

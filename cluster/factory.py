@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from ckpt_factory import RunPlan, Task, make, train_stack
+from ckpt_factory import RunPlan, Task, make, train_stack, with_options
 from ckpt_factory.card import write_card
 from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
@@ -21,7 +21,7 @@ from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
-from .progress import ProgressBar, say
+from .progress import ProgressBar, rate, say
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
@@ -33,7 +33,13 @@ class FactoryConfig:
     """What zoo to make."""
 
     task: str = "digits-mlp-v0"
-    """Id of the learning problem; `module:id` for one of your own."""
+    """Id of the learning problem: digits-mlp-v0, mnist-mlp-v0, cifar-cnn-v0; images-mlp-v0 and images-cnn-v0
+    for a folder of your own images; quadratic-v0, a bowl that needs no data, to try things on; `module:id`
+    for one of your own."""
+    env: str | None = None
+    """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of the task, NAME VALUE NAME VALUE, on top of those in its id (`id?name=value`)."""
     out: Path = Path("runs/zoo")
     """Folder of the zoo. The same command again resumes it."""
     data_root: Path | None = None
@@ -50,6 +56,10 @@ class FactoryConfig:
     """First look for damaged shards, and make those anew."""
     use_gpu: bool = False
     """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
+
+    def __post_init__(self) -> None:
+        if self.env is not None and "env" in self.options:
+            raise ValueError(f"env is {self.env!r} and {self.options['env']!r} in options; give it once")
 
 
 def digits() -> FactoryConfig:
@@ -92,6 +102,7 @@ def diverse() -> FactoryConfig:
         data_fraction=(0.5, 1.0),
         loss=("cross-entropy", "tailr"),
         gamma=(0.05, 0.3),
+        block_size=16,
         spacing="metric",
     )
     return FactoryConfig(num_runs=4096, plan=plan)
@@ -138,7 +149,8 @@ class FactoryActor:
 def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     """What is to be made; what a stack would refuse is refused here, before anything is written."""
     check_writable(config.out)
-    task = make(config.task, data_root=config.data_root)
+    task_id = with_options(config.task, **{"env": config.env} | config.options)
+    task = make(task_id, data_root=config.data_root)
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
@@ -169,8 +181,9 @@ class CheckpointFactory:
                 "use_gpu is given, but this cluster has no GPU; leave it out, or add a node with one"
             )
         zoo = Zoo.create(self.config.out, header)
-        for note in task.notes:
-            say(note, label="note")
+        for note in (*task.notes, header.runs_plan.mixing(header.num_runs)):
+            if note:
+                say(note, label="note")
         if self.config.repair:
             for unit, problem in discard_damaged(zoo):
                 say(f"making shard {unit} anew: {problem}")
@@ -218,7 +231,7 @@ class CheckpointFactory:
                 log.write(json.dumps(report) + "\n")
                 log.flush()
                 made += report["runs"]
-                bar.update(made, f"{(made - before) / (time.monotonic() - begun):.0f} runs/s")
+                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
 
 
