@@ -111,13 +111,12 @@ class Categorical(Head):
     def draw(self, rngs: Sequence[torch.Generator], shape: tuple[int, ...]) -> Float32[ndarray, "G ..."]:
         drawn = np.empty((len(rngs), *shape, self.outputs), np.float32)
         for own, rng in zip(drawn, rngs, strict=True):
-            torch.from_numpy(own).exponential_(generator=rng)
-        np.log(np.maximum(drawn, SMALLEST, out=drawn), out=drawn)
-        return np.negative(drawn, out=drawn)
+            torch.rand(own.shape, generator=rng, out=torch.from_numpy(own))
+        return self.noise(drawn)
 
     def noise(self, uniform: Float[ndarray, "*N A"]) -> Float32[ndarray, "*N A"]:
-        exponential = -np.log(np.maximum(uniform, SMALLEST))
-        return (-np.log(np.maximum(exponential, SMALLEST))).astype(np.float32, copy=False)
+        exponential = -np.log(np.maximum(uniform, SMALLEST))  # of a float32 below 1, it is at least 6e-8
+        return -np.log(exponential).astype(np.float32, copy=False)
 
     def act(
         self, outputs: Float32[ndarray, "K E A"], log_std: ndarray | None, noise: Float32[ndarray, "K E A"]

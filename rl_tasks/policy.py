@@ -110,7 +110,9 @@ def backward(
         gradient = np.matmul(delta.transpose(0, 2, 1), below)
         found.insert(0, (gradient, np.matmul(ones, delta)[:, 0]))  # a sum by BLAS: 10 times as fast
         if i:
-            delta = activation.back(np.matmul(delta, layers[i][0]), below)
+            weight = layers[i][0]  # BLAS knows no outer product of stacks: 10 times as slow
+            spread = delta * weight if weight.shape[1] == 1 else np.matmul(delta, weight)
+            delta = activation.back(spread, below)
     return found
 
 

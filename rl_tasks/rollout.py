@@ -6,12 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from .algorithm import EPISODES
 from .heads import Head
 from .policy import Activation, Layers, for_steps, forward
+from .seeds import mix
 from .stacked import StackedEnv
-
-EPISODES = 0
-"""Purpose of a run's seed that its episodes start from; see `seeds.mix`."""
 
 
 class Rollout(NamedTuple):
@@ -45,7 +44,7 @@ class Copies:
         self.seeds = seeds.repeat(num_copies)
         self.copy = np.tile(np.arange(num_copies), len(seeds))
         self.begun = np.zeros(self.copy.shape, np.int64)
-        self.observations = env.reset(mix_seeds(self.seeds, self.copy, self.begun))
+        self.observations = env.reset(mix(self.seeds, EPISODES, self.copy, self.begun))
 
     def rollout(
         self,
@@ -95,14 +94,6 @@ class Copies:
 
     def _begin(self, index: Int64[ndarray, " M"]) -> None:
         self.begun[index] += 1
-        seeds = mix_seeds(self.seeds[index], self.copy[index], self.begun[index])
+        seeds = mix(self.seeds[index], EPISODES, self.copy[index], self.begun[index])
         self.observations[index] = self.env.restart(index, seeds)
 
-
-def mix_seeds(
-    seeds: Int64[ndarray, " N"], copy: Int64[ndarray, " N"], episode: Int64[ndarray, " N"]
-) -> Int64[ndarray, " N"]:
-    """Seeds of episodes."""
-    from .seeds import mix  # noqa: PLC0415
-
-    return mix(seeds, EPISODES, copy, episode)
