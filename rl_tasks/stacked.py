@@ -73,3 +73,6 @@ class StackedEnv(ABC):
     @abstractmethod
     def keep(self, index: Int64[np.ndarray, " M"]) -> None:
         """Go on with these copies alone, in this order: evaluation drops those that have ended."""
+
+    def close(self) -> None:  # noqa: B027  most hold nothing
+        """Let go of what the copies hold beside their memory, as simulators in C do."""
