@@ -161,7 +161,11 @@ class ZooHeader:
         plan = asdict(self.plan)
         if not plan.get("hyper"):
             plan.pop("hyper", None)  # headers from before there were any remain what they were, to the byte
-        fields = asdict(self) | {"plan": plan} | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        fields = (
+            asdict(self)
+            | {"plan": plan}
+            | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        )
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod

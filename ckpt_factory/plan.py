@@ -182,7 +182,9 @@ class RunPlan:
         taken = {each.name for each in (*fields(RunSettings), *fields(self))}
         for name, bounds in self.hyper.items():
             if name in taken:
-                raise ValueError(f"hyper has {name}, which every plan has; expected a task's own, give --{name}")
+                raise ValueError(
+                    f"hyper has {name}, which every plan has; expected a task's own, give --{name}"
+                )
             if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
                 raise ValueError(f"hyper {name} is {bounds}; expected low <= high, both finite")
 

@@ -1,4 +1,4 @@
-"""Symmetry: the permutations (and signs) of hidden units that leave a network's function as it is, as data."""
+"""Symmetry: permutations (and signs) of hidden units that leave a network's function as it is, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import Tensor
 from .spec import ParamSpec
 
 SIGN = "/sign"
+
 
 @dataclass(frozen=True)
 class Symmetry:

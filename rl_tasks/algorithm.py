@@ -37,7 +37,7 @@ class Setting:
     """Constants that observations are multiplied with; none: they are taken as they are."""
 
     def make_env(self) -> StackedEnv:
-        return make_stacked(self.env_id) if self.max_steps is None else make_stacked(self.env_id)
+        return make_stacked(self.env_id, self.max_steps)
 
     @cached_property
     def env(self) -> StackedEnv:

@@ -18,9 +18,6 @@ from .stacked import StackedEnv
 COPIES_PER_SLOT = 8
 """Of more, more idle when a network's last episodes end; of fewer, matrix products are less efficient."""
 
-MAX_COPIES = 2048
-"""Copies of an environment at a time: enough for numpy, and what they need stays in the caches."""
-
 
 @dataclass(frozen=True)
 class Episodes:
@@ -38,8 +35,6 @@ def episode_returns(
     theta: Float32[ndarray, "M D"],
     episodes: Episodes,
     scale: Float32[ndarray, " O"],
-    *,
-    max_copies: int,
 ) -> Float64[ndarray, "M E"]:
     """The undiscounted return of every episode, M / R networks in sequence having the episodes of one row.
 
@@ -47,12 +42,11 @@ def episode_returns(
 
     Args:
         env: is reset; whatever was in it is lost.
-        max_copies: of the environment at a time.
     """
     returns = np.full((len(theta), episodes.seeds.shape[1]), np.nan)
     if len(theta):
         with np.errstate(all="ignore"):
-            queue = _Queue(net, head, env, theta, episodes, scale, returns, max_copies)
+            queue = _Queue(net, head, env, theta, episodes, scale, returns)
             while len(queue.network):
                 queue.step()
     return returns
@@ -70,13 +64,12 @@ class _Queue:
         episodes: Episodes,
         scale: Float32[ndarray, " O"],
         returns: Float64[ndarray, "M E"],
-        max_copies: int,
     ):
         self.net, self.head, self.env, self.scale = net, head, env, scale
         self.returns = returns
         num_networks, self.num_episodes = returns.shape
         self.width = min(self.num_episodes, COPIES_PER_SLOT)
-        slots = min(num_networks, max(1, max_copies // self.width))
+        slots = min(num_networks, max(1, env.at_once // self.width))
         self.per_row = num_networks // len(episodes.seeds)
         self.seeds = episodes.seeds.ravel()
         self.num_steps = episodes.noise.shape[2]
@@ -130,7 +123,7 @@ class _Queue:
         if len(started):
             self.totals.flat[started] = 0
             self.observations[started] = self.env.restart(started, self.seeds[self._rows().flat[started]])
-        alive = self.live.any(1)
+        alive = np.any(self.live, axis=1)
         if alive.sum() <= 0.75 * len(alive):
             self._keep(alive.nonzero()[0])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ckpt_factory.tasks.base import Sampler
 
 from .algorithm import EPISODES, Algorithm, Setting
-from .evaluate import MAX_COPIES, Episodes, episode_returns
+from .evaluate import Episodes, episode_returns
 from .seeds import mix
 
 
@@ -48,7 +48,7 @@ class EvolutionStrategies(Algorithm):
     ) -> Sampler:
         if batch_size % 2:
             raise ValueError(
-                f"batch_size is {batch_size}; expected an even number: perturbations are tried with both signs"
+                f"batch_size is {batch_size}; expected an even number: perturbations have both signs"
             )
         return EvolutionLearner(self, setting, rngs, batch_size, hyper["sigma"])
 
@@ -103,7 +103,6 @@ class EvolutionLearner:
             policies.reshape(-1, policies.shape[-1]),
             Episodes(seeds, noise),
             s.scale,
-            max_copies=MAX_COPIES,
         )
         shaped = centred_ranks(returns.mean(1).reshape(len(theta), -1))
         better = shaped[:, : self.pairs] - shaped[:, self.pairs :]  # the first sign than the second

@@ -74,7 +74,7 @@ class Head(ABC):
 
     @abstractmethod
     def loss(self, outputs: Float[Tensor, "K B A"], log_std: Tensor | None, batch: PolicyBatch) -> Tensor:
-        """PPO's clipped loss less the entropy bonus (Schulman et al. 2017, eq. 7 and 9), (K,), for autograd."""
+        """PPO's clipped loss less an entropy bonus (Schulman et al. 2017, eq. 7, 9), (K,), for autograd."""
 
     @abstractmethod
     def loss_gradient(
@@ -246,4 +246,3 @@ def _weight(log_prob: ndarray, batch: Arrays) -> ndarray:
     ratio, clip = np.exp(np.minimum(log_prob - batch.log_probs, LARGEST_LOG_RATIO)), batch.clip[:, None]
     followed = np.where(batch.advantages > 0, ratio <= 1 + clip, ratio >= 1 - clip)
     return ratio * batch.advantages * followed * np.float32(-1 / log_prob.shape[1])
-

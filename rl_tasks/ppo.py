@@ -21,7 +21,7 @@ from ckpt_factory.tasks.base import Sampler
 
 from .algorithm import Algorithm, Setting
 from .gae import advantages
-from .heads import Arrays, Head, PolicyBatch
+from .heads import Arrays, PolicyBatch
 from .policy import Layers, PolicyNet, backward, forward
 from .rollout import Copies, Rollout
 
@@ -51,9 +51,9 @@ class PPO(Algorithm):
     hyper: ClassVar[Mapping[str, float]] = HYPER
     num_copies: int = 8
     """Copies of the environment per run."""
-    num_steps: int = 32
+    num_steps: int = 64
     """Steps of every copy in a rollout."""
-    epochs: int = 4
+    epochs: int = 3
     """How often every transition of a rollout is learnt from."""
     reward_scale: float = 1.0
     """Rewards are multiplied with it, and with 1 - discount: values are then of the size of 1."""
@@ -145,7 +145,7 @@ class Critic:
         found = np.empty(observations.shape[:2], np.float32)
         for part in chunks(len(found)):
             layers = [(weight[part], bias[part]) for weight, bias in self.layers]
-            for start in range(0, found.shape[1], ROWS_AT_ONCE):
+            for start in range(0, observations.shape[1], ROWS_AT_ONCE):
                 rows = slice(start, start + ROWS_AT_ONCE)
                 found[part, rows] = forward(layers, observations[part, rows], self.net.act)[-1][..., 0]
         return found
@@ -266,7 +266,9 @@ class PPOLearner:
         if len(rollout.final_observations):
             t, run, copy = rollout.truncated.nonzero()
             order = np.argsort(run, kind="stable")
-            place = np.arange(len(run)) - np.searchsorted(run[order], run[order])  # of a run's, the how-manyeth
+            place = np.arange(len(run)) - np.searchsorted(
+                run[order], run[order]
+            )  # of a run's, the how-manyeth
             padded = np.zeros((values.shape[1], place.max() + 1, self.net.observation_size), np.float32)
             padded[run[order], place] = rollout.final_observations[order]
             found[t[order], run[order], copy[order]] = self.critic.values(padded)[run[order], place]

@@ -1,8 +1,8 @@
 """Tasks whose metric is a return: policies in Gymnasium's environments, trained by PPO or evolution."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +13,13 @@ from ckpt_factory import Task, register
 from ckpt_factory.tasks.base import SPLITS, Sampler, Variation
 
 from .algorithm import EVALUATION, NOISE, Algorithm, Setting
-from .evaluate import MAX_COPIES, Episodes, episode_returns
-from .policy import ACTIVATIONS
+from .evaluate import Episodes, episode_returns
+from .evolution import EvolutionStrategies
 from .ppo import PPO
 from .seeds import mix, uniforms
 
 SETS_OF_EPISODES = {name: code for code, name in enumerate(("train", *SPLITS, "pilot"))}
 PILOT_EPISODES = 4
-
-
 
 
 class PolicyTask(Task):
@@ -40,10 +38,6 @@ class PolicyTask(Task):
     networks_at_once = 8192
 
     def __init__(self, setting: Setting, algorithm: Algorithm, *, episodes: int = 16):
-        if setting.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation is {setting.activation!r}; expected one of {', '.join(ACTIVATIONS)}"
-            )
         if episodes < 2 or episodes % 2:
             raise ValueError(f"episodes is {episodes}; expected an even number, at least 2")
         self.setting, self.algorithm, self.episodes = setting, algorithm, episodes
@@ -51,7 +45,9 @@ class PolicyTask(Task):
         self.hyper = dict(algorithm.hyper)
         self.notes = setting.env.notes
         self.inputs = f"observations of {setting.env_id}" + (
-            f", times ({', '.join(f'{each:g}' for each in setting.scale)})" if (setting.scale != 1).any() else ""
+            f", times ({', '.join(f'{each:g}' for each in setting.scale)})"
+            if (setting.scale != 1).any()
+            else ""
         )
 
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
@@ -105,7 +101,9 @@ class PolicyTask(Task):
         found = {}
         for split, own in zip(splits, returns.split(self.episodes + half, 1), strict=True):
             sampled, likeliest = own[:, : self.episodes], own[:, self.episodes :]
-            values = (sampled.mean(1), sampled.std(1), likeliest.mean(1), likeliest.std(1), 0 * sampled.mean(1) + self.episodes)
+            mean = sampled.mean(1)
+            count = mean.new_full(mean.shape, self.episodes).where(mean.isfinite(), torch.nan)
+            values = (mean, sampled.std(1), likeliest.mean(1), likeliest.std(1), count)
             found[split] = dict(zip(self.metrics, (each.to(theta) for each in values), strict=True))
         return found
 
@@ -124,7 +122,6 @@ class PolicyTask(Task):
             theta[finite.to(theta.device)].cpu().float().numpy(),
             together,
             s.scale,
-            max_copies=MAX_COPIES,
         )
         returns[finite] = torch.from_numpy(found)
         return returns
@@ -152,12 +149,63 @@ def _sizes(hidden: str) -> tuple[int, ...]:
     return sizes
 
 
-def cartpole(
-    activation: str = "selu", hidden: str = "32,32", episodes: int = 16, copies: int = 8, rollout: int = 32, epochs: int = 4
+class Constants(NamedTuple):
+    """What brings an environment's numbers to the size of 1: constants, so that a policy is theta alone."""
+
+    observation_scale: tuple[float, ...] = ()
+    reward_scale: float = 1.0
+
+
+CONSTANTS = {"Pendulum-v1": Constants((1.0, 1.0, 0.25), 0.1)}
+
+
+def policy_task(
+    *,
+    env: str,
+    activation: Literal["selu", "tanh", "relu"] = "selu",
+    hidden: str = "32,32",
+    episodes: int = 16,
+    max_steps: int | None = None,
+    algorithm: Literal["ppo", "es"] = "ppo",
+    copies: int | None = None,
+    rollout: int | None = None,
+    epochs: int | None = None,
+    trials: int | None = None,
 ) -> PolicyTask:
-    """CartPole-v1 with the published policy, 4-32-32-2."""
-    setting = Setting("CartPole-v1", None, _sizes(hidden), activation)
-    return PolicyTask(setting, PPO(num_copies=copies, num_steps=rollout, epochs=epochs), episodes=episodes)
+    """Policies in an environment of Gymnasium's, or of a module's own: "module:id".
+
+    Args:
+        activation, hidden: of the policies, and of PPO's critics.
+        episodes: that every network is measured by, with sampled actions; with the likeliest half as many.
+        max_steps: step limit of an episode; None: the environment's own.
+        algorithm: proximal policy optimisation, or evolution strategies.
+        copies, rollout, epochs: PPO's; copies of the environment, steps of each in a rollout, how often each
+            transition is learnt from.
+        trials: of evolution strategies, episodes that each perturbed policy plays.
+    """
+    constants = CONSTANTS.get(env, Constants())
+    setting = Setting(env, max_steps, _sizes(hidden), activation, constants.observation_scale)
+    of_ppo = {"num_copies": copies, "num_steps": rollout, "epochs": epochs}
+    of_es = {"episodes": trials}
+    mine, others = (of_ppo, of_es) if algorithm == "ppo" else (of_es, of_ppo)
+    if any(value is not None for value in others.values()):
+        raise ValueError(
+            "copies, rollout and epochs are options of algorithm ppo, trials of es; "
+            f"algorithm is {algorithm!r}"
+        )
+    given = {name: value for name, value in mine.items() if value is not None}
+    if min(given.values(), default=1) < 1:
+        raise ValueError(f"copies, rollout, epochs and trials are at least 1, got {given}")
+    chosen = (
+        PPO(reward_scale=constants.reward_scale, **given)
+        if algorithm == "ppo"
+        else EvolutionStrategies(**given)
+    )
+    return PolicyTask(setting, chosen, episodes=episodes)
 
 
-register("cartpole-v0", cartpole)
+register("cartpole-v0", partial(policy_task, env="CartPole-v1"))
+register("acrobot-v0", partial(policy_task, env="Acrobot-v1"))
+register("mountaincar-continuous-v0", partial(policy_task, env="MountainCarContinuous-v0"))
+register("pendulum-v0", partial(policy_task, env="Pendulum-v1"))
+register("gym-v0", policy_task)

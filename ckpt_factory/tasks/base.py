@@ -147,9 +147,8 @@ class Task(ABC):
             for name, values in self.evaluate(theta, split).items()
         }
 
-
     def pilot_metric(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
-        """An estimate of the validation metric by which checkpoints are chosen, where a cheaper one will do."""
+        """An estimate of the validation metric to choose checkpoints by, where a cheaper one will do."""
         return self.evaluate(theta, "validation")[self.metric]
 
 
