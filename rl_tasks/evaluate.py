@@ -17,6 +17,8 @@ from .stacked import StackedEnv
 
 COPIES_PER_SLOT = 8
 """Of more, more idle when a network's last episodes end; of fewer, matrix products are less efficient."""
+ROWS = 4
+"""Slots have multiples of so many copies: then what a network does is the same to the bit in all of them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Queue:
         self.net, self.head, self.env, self.scale = net, head, env, scale
         self.returns = returns
         num_networks, self.num_episodes = returns.shape
-        self.width = min(self.num_episodes, COPIES_PER_SLOT)
+        self.width = min(-(-self.num_episodes // ROWS) * ROWS, COPIES_PER_SLOT)
         slots = min(num_networks, max(1, env.at_once // self.width))
         self.per_row = num_networks // len(episodes.seeds)
         self.seeds = episodes.seeds.ravel()
@@ -78,8 +80,9 @@ class _Queue:
         self.network = np.arange(slots)  # of each slot
         self.waiting = slots  # the first network that has no slot yet
         self.next_episode = np.full(slots, self.width)
-        self.episode = np.tile(np.arange(self.width), (slots, 1))  # (S, C)
-        self.live = np.ones(self.episode.shape, np.bool_)
+        self.first = np.arange(self.width)  # a network's first episodes, those that there are
+        self.episode = np.tile(np.minimum(self.first, self.num_episodes - 1), (slots, 1))  # (S, C)
+        self.live = np.tile(self.first < self.num_episodes, (slots, 1))
         self.steps = np.zeros(self.episode.shape, np.int64)
         self.totals = np.zeros(self.episode.shape)
         self.log_std = self.params[0][:slots].copy() if head.continuous else None
@@ -114,11 +117,11 @@ class _Queue:
         self.episode.flat[index[more]] = following[more]
         self.live.flat[index[~more]] = False
         begin = [index[more]]
-        for free in np.unique(slot[~more]):
+        for free in np.unique(slot[~more]).tolist():
             if not self.live[free].any() and self.waiting < len(self.returns):
                 self._load(free, self.waiting)
                 self.waiting += 1
-                begin.append(free * width + np.arange(width))
+                begin.append(free * width + self.first)
         started = np.concatenate(begin)
         if len(started):
             self.totals.flat[started] = 0
@@ -129,7 +132,8 @@ class _Queue:
 
     def _load(self, slot: int, network: int) -> None:
         self.network[slot], self.next_episode[slot] = network, self.width
-        self.episode[slot], self.live[slot] = np.arange(self.width), True
+        self.episode[slot] = np.minimum(self.first, self.num_episodes - 1)
+        self.live[slot] = self.first < self.num_episodes
         if self.log_std is not None:
             self.log_std[slot] = self.params[0][network]
         for (weight, bias), (new_weight, new_bias) in zip(

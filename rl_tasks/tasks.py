@@ -38,8 +38,8 @@ class PolicyTask(Task):
     networks_at_once = 8192
 
     def __init__(self, setting: Setting, algorithm: Algorithm, *, episodes: int = 16):
-        if episodes < 2 or episodes % 2:
-            raise ValueError(f"episodes is {episodes}; expected an even number, at least 2")
+        if episodes < 4 or episodes % 2:
+            raise ValueError(f"episodes is {episodes}; expected an even number, at least 4")
         self.setting, self.algorithm, self.episodes = setting, algorithm, episodes
         self.spec, self.symmetry = setting.net.spec, setting.net.symmetry
         self.hyper = dict(algorithm.hyper)
@@ -87,7 +87,7 @@ class PolicyTask(Task):
 
     def pilot_metric(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
         """The mean return of a few episodes."""
-        returns = self._returns(theta, (_episodes(self.setting, "pilot", PILOT_EPISODES, 0),))
+        returns = self._returns(theta, (episodes_of(self.setting, "pilot", PILOT_EPISODES, 0),))
         return returns.mean(1).to(theta)
 
     def _evaluate(
@@ -96,7 +96,7 @@ class PolicyTask(Task):
         """All splits together: long queues leave few copies idle."""
         half = self.episodes // 2
         returns = self._returns(
-            theta, [_episodes(self.setting, split, self.episodes, half) for split in splits]
+            theta, [episodes_of(self.setting, split, self.episodes, half) for split in splits]
         )
         found = {}
         for split, own in zip(splits, returns.split(self.episodes + half, 1), strict=True):
@@ -128,7 +128,7 @@ class PolicyTask(Task):
 
 
 @lru_cache(maxsize=16)
-def _episodes(setting: Setting, name: str, sampled: int, likeliest: int) -> Episodes:
+def episodes_of(setting: Setting, name: str, sampled: int, likeliest: int) -> Episodes:
     """Those of a split: with sampled actions, then with the likeliest, from the same starts."""
     if name not in SETS_OF_EPISODES:
         raise ValueError(f"unknown split {name!r}; expected one of {', '.join(SETS_OF_EPISODES)}")
