@@ -1,7 +1,7 @@
 """What a plan draws: its distributions, what is drawn per block, group and run, and what depends on what."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, get_args
