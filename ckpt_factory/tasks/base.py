@@ -67,6 +67,8 @@ class Task(ABC):
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
     inputs: str = ""
     """How a network's input is made from raw data, for the cards of zoos and generators."""
+    sensitive: float = 0.0
+    """Share of networks whose metrics another processor may measure otherwise by more than rounding."""
     networks_at_once: int = 1
     """How many networks are evaluated together where many are; at least one of each run of a stack."""
     hyper: Mapping[str, float] = {}
