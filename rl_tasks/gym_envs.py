@@ -3,12 +3,13 @@
 import contextlib
 import difflib
 import importlib
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, Space
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
 from .stacked import Spaces, StackedEnv, Transition
 
@@ -48,6 +49,8 @@ class GymCopies(StackedEnv):
     anew when it is restarted.
     """
 
+    at_once = 64
+
     def __init__(self, env_id: str, max_steps: int | None = None):
         self.env_id, self._spec = env_id, find_spec(env_id)
         first = self._make()
@@ -78,31 +81,38 @@ class GymCopies(StackedEnv):
         self, index: Int64[np.ndarray, " M"], seeds: Int64[np.ndarray, " M"]
     ) -> Float32[np.ndarray, "M O"]:
         self._steps[index], self._ended[index] = 0, False
-        obs = np.zeros((len(index), self.spaces.observation_size), dtype=np.float32)
+        obs = np.zeros((len(index), self.spaces.observation_size))
         for row, i, seed in zip(obs, index.tolist(), seeds.tolist(), strict=True):
             try:
                 if self.broken[i]:
                     self._envs[i], self.broken[i] = self._make(), False
                 self._observe(self._envs[i].reset(seed=seed % 2**31)[0], row)
+                if not np.isfinite(_float32(row)).all():
+                    raise FloatingPointError("its first observation is NaN or infinite")
             except Exception as error:  # whatever somebody's environment raises
-                self._break(i, error, row)
-        return obs
+                self._break(i, error)
+                row[:] = 0
+        return _float32(obs)
 
     def step(self, actions: Shaped[np.ndarray, "N ..."]) -> Transition:
-        num_copies = len(self._envs)
-        obs = np.zeros((num_copies, self.spaces.observation_size), dtype=np.float32)
-        reward = np.where(self.broken, np.nan, 0.0).astype(np.float32)
+        num_copies, running = len(self._envs), ~self._ended
+        obs = np.zeros((num_copies, self.spaces.observation_size))
+        reward = np.where(self.broken, np.nan, 0.0)
         terminated, truncated = self._ended.copy(), np.zeros(num_copies, dtype=np.bool_)
         actions = self._acted(actions)
+        if not self.spaces.num_actions:
+            self._break_all(running & ~np.isfinite(actions).all(axis=1), "an action is NaN or infinite")
         for i in np.flatnonzero(~self._ended).tolist():
             try:
-                action = actions[i] if self.spaces.num_actions else _finite(actions[i], "an action")
-                seen, gain, terminated[i], truncated[i], _ = self._envs[i].step(action)
+                seen, gain, terminated[i], truncated[i], _ = self._envs[i].step(actions[i])
                 self._observe(seen, obs[i])
-                reward[i] = _finite(gain, "its reward").item()
+                reward[i] = np.asarray(gain).item()
             except Exception as error:  # whatever somebody's environment raises
-                self._break(i, error, obs[i])
-                reward[i], terminated[i] = np.nan, True
+                self._break(i, error)
+        obs, reward = _float32(obs), _float32(reward)
+        finite = np.isfinite(obs).all(axis=1) & np.isfinite(reward)
+        self._break_all(running & ~self.broken & ~finite, "its observation or reward is NaN or infinite")
+        obs[self.broken], reward[self.broken], terminated[self.broken] = 0, np.nan, True
         self._steps += 1
         truncated |= self._steps >= self.max_steps
         self._ended |= terminated | truncated
@@ -117,9 +127,10 @@ class GymCopies(StackedEnv):
         )
 
     def close(self) -> None:
-        for env in (*self._idle, *self._envs):
+        self.reset(np.zeros(0, dtype=np.int64))  # all that are sound are idle
+        for env in self._idle:
             env.close()
-        self._idle, self._envs = [], []
+        self._idle = []
 
     def _make(self) -> gymnasium.Env:
         try:
@@ -127,18 +138,21 @@ class GymCopies(StackedEnv):
         except Exception as error:  # a missing dependency, or whatever its constructor raises
             raise ValueError(f"environment {self.env_id!r} cannot be made: {_short(error)}") from None
 
-    def _break(self, i: int, error: Exception, obs: Float32[np.ndarray, " O"]) -> None:
+    def _break_all(self, which: Bool[np.ndarray, " N"], why: str) -> None:
+        for i in np.flatnonzero(which).tolist():
+            self._break(i, FloatingPointError(why))
+
+    def _break(self, i: int, error: Exception) -> None:
         self.broken[i] = self._ended[i] = True
         self.why_broken = self.why_broken or _short(error)
-        obs[:] = 0
         with contextlib.suppress(Exception):  # it is broken: whatever it holds, nothing more can be done
             self._envs[i].close()
 
-    def _observe(self, seen: object, out: Float32[np.ndarray, " O"]) -> None:
+    def _observe(self, seen: Any, out: Float64[np.ndarray, " O"]) -> None:
         if isinstance(self._observations, Discrete):
-            out[int(seen) - int(self._observations.start)] = 1  # pyright: ignore[reportArgumentType]
+            out[int(seen) - int(self._observations.start)] = 1
         else:
-            out[:] = _finite(seen, "its observation").ravel()
+            out[:] = np.asarray(seen).reshape(len(out))
 
     def _acted(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environments take them, one a row."""
@@ -148,11 +162,9 @@ class GymCopies(StackedEnv):
         return np.clip(actions, self._actions.low, self._actions.high).astype(self._actions.dtype)
 
 
-def _finite(values: object, what: str) -> np.ndarray:
-    array = np.asarray(values)
-    if not np.isfinite(array).all():
-        raise FloatingPointError(f"{what} is NaN or infinite")
-    return array
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found
+        return values.astype(np.float32)
 
 
 def _spaces(env_id: str, observations: Space, actions: Space) -> Spaces:

@@ -27,8 +27,13 @@ class Counting(gymnasium.Env):
 class Faulty(Counting):
     """Does `fault` in its third step, if the seed's draw is above a half."""
 
+    closed = 0
+
     def __init__(self, fault: str):
         self.fault = fault
+
+    def close(self) -> None:
+        Faulty.closed += 1
 
     def step(self, action):
         obs, reward, *rest = super().step(action)

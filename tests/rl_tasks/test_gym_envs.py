@@ -7,6 +7,8 @@ import pytest
 from rl_tasks.envs import StackedEnv, make_stacked, mix
 from rl_tasks.gym_envs import GymCopies
 
+from . import own_envs
+
 OWN = "tests.rl_tasks.own_envs"
 
 
@@ -68,8 +70,9 @@ def test_continuous_actions_are_clipped_where_there_are_bounds() -> None:
     env.reset(np.arange(2))
     step = env.step(np.array([[9, 1e6], [-9, -1e6]], dtype=np.float32))
     assert step.obs.tolist() == [[2, 1e6], [-1, -1e6]]
-    env.step(np.array([[0, np.nan], [0, 0]], dtype=np.float32))
-    assert env.broken.tolist() == [True, False]
+    env.reset(np.arange(4))
+    env.step(np.array([[0, np.nan], [0, 0], [np.inf, 0], [0, np.inf]], dtype=np.float32))
+    assert env.broken.tolist() == [True, False, False, True]
     assert env.why_broken == "FloatingPointError: an action is NaN or infinite"
 
 
@@ -98,13 +101,25 @@ def test_kept_copies_go_on_and_the_others_are_used_again() -> None:
     assert not env._idle
 
 
+def test_closing_closes_every_environment_once_and_it_can_be_used_again() -> None:
+    env = make_stacked(f"{OWN}:Faulty-raise-v0")
+    faulty = env.reset(np.arange(8))[:, 0] > 0.5
+    for _ in range(3):
+        env.step(np.zeros(8, dtype=np.int64))
+    env.keep(np.flatnonzero(faulty)[:1])
+    made = own_envs.Faulty.closed
+    env.close()
+    assert own_envs.Faulty.closed == made + (~faulty).sum()
+    assert len(env.reset(np.arange(3))) == 3
+
+
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
         ("raise", "RuntimeError: the robot fell off the table"),
-        ("nan-observation", "its observation is NaN or infinite"),
-        ("infinite-reward", "its reward is NaN or infinite"),
-        ("wrong-shape", "could not broadcast"),
+        ("nan-observation", "its observation or reward is NaN or infinite"),
+        ("infinite-reward", "its observation or reward is NaN or infinite"),
+        ("wrong-shape", "cannot reshape"),
     ],
 )
 def test_an_environment_with_a_fault_is_flagged_and_the_others_go_on(fault: str, why: str) -> None:
