@@ -246,4 +246,3 @@ def _weight(log_prob: ndarray, batch: Arrays) -> ndarray:
     ratio, clip = np.exp(np.minimum(log_prob - batch.log_probs, LARGEST_LOG_RATIO)), batch.clip[:, None]
     followed = np.where(batch.advantages > 0, ratio <= 1 + clip, ratio >= 1 - clip)
     return ratio * batch.advantages * followed * np.float32(-1 / log_prob.shape[1])
-

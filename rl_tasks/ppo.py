@@ -266,7 +266,9 @@ class PPOLearner:
         if len(rollout.final_observations):
             t, run, copy = rollout.truncated.nonzero()
             order = np.argsort(run, kind="stable")
-            place = np.arange(len(run)) - np.searchsorted(run[order], run[order])  # of a run's, the how-manyeth
+            place = np.arange(len(run)) - np.searchsorted(
+                run[order], run[order]
+            )  # of a run's, the how-manyeth
             padded = np.zeros((values.shape[1], place.max() + 1, self.net.observation_size), np.float32)
             padded[run[order], place] = rollout.final_observations[order]
             found[t[order], run[order], copy[order]] = self.critic.values(padded)[run[order], place]

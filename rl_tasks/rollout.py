@@ -96,4 +96,3 @@ class Copies:
         self.begun[index] += 1
         seeds = mix(self.seeds[index], EPISODES, self.copy[index], self.begun[index])
         self.observations[index] = self.env.restart(index, seeds)
-

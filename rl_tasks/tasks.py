@@ -22,8 +22,6 @@ SETS_OF_EPISODES = {name: code for code, name in enumerate(("train", *SPLITS, "p
 PILOT_EPISODES = 4
 
 
-
-
 class PolicyTask(Task):
     """Policies in an environment, K in a stack, and what they learn by.
 
@@ -51,7 +49,9 @@ class PolicyTask(Task):
         self.hyper = dict(algorithm.hyper)
         self.notes = setting.env.notes
         self.inputs = f"observations of {setting.env_id}" + (
-            f", times ({', '.join(f'{each:g}' for each in setting.scale)})" if (setting.scale != 1).any() else ""
+            f", times ({', '.join(f'{each:g}' for each in setting.scale)})"
+            if (setting.scale != 1).any()
+            else ""
         )
 
     def init(self, rngs: Sequence[torch.Generator]) -> Float[Tensor, "K D"]:
@@ -105,7 +105,13 @@ class PolicyTask(Task):
         found = {}
         for split, own in zip(splits, returns.split(self.episodes + half, 1), strict=True):
             sampled, likeliest = own[:, : self.episodes], own[:, self.episodes :]
-            values = (sampled.mean(1), sampled.std(1), likeliest.mean(1), likeliest.std(1), 0 * sampled.mean(1) + self.episodes)
+            values = (
+                sampled.mean(1),
+                sampled.std(1),
+                likeliest.mean(1),
+                likeliest.std(1),
+                0 * sampled.mean(1) + self.episodes,
+            )
             found[split] = dict(zip(self.metrics, (each.to(theta) for each in values), strict=True))
         return found
 
@@ -153,7 +159,12 @@ def _sizes(hidden: str) -> tuple[int, ...]:
 
 
 def cartpole(
-    activation: str = "selu", hidden: str = "32,32", episodes: int = 16, copies: int = 8, rollout: int = 32, epochs: int = 4
+    activation: str = "selu",
+    hidden: str = "32,32",
+    episodes: int = 16,
+    copies: int = 8,
+    rollout: int = 32,
+    epochs: int = 4,
 ) -> PolicyTask:
     """CartPole-v1 with the published policy, 4-32-32-2."""
     setting = Setting("CartPole-v1", None, _sizes(hidden), activation)
