@@ -24,8 +24,9 @@ COLOURS = ("#0f766e", "#c2570c", "#7052c8", "#2563a8", "#a3195b")
 
 def zoo_picture(zoo: Zoo, path: Path) -> None:
     """Write a PNG of a zoo's metric coverage, learning curves and, where recipes vary, how runs ended."""
-    units = zoo.finished_units()
-    units = units[:: max(1, len(units) // MOST_UNITS)]
+    finished = zoo.finished_units()
+    units = finished[:: max(1, len(finished) // MOST_UNITS)]
+    sampled = " sampled" if len(units) < len(finished) else ""
     parts = [zoo.read_metrics(unit) for unit in units]
     columns = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     shape = (-1, zoo.header.plan.num_checkpoints)
@@ -34,8 +35,8 @@ def zoo_picture(zoo: Zoo, path: Path) -> None:
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(15 if varied else 10, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.15))
         axes = figure.subplots(1, 3 if varied else 2)
-        _coverage(axes[0], values, zoo.header.prompted)
-        _curves(axes[1], steps, values, zoo.header.prompted)
+        _coverage(axes[0], values, zoo.header.prompted, sampled)
+        _curves(axes[1], steps, values, zoo.header.prompted, sampled)
         if varied:
             _endings(axes[2], zoo)
         for ax in axes:
@@ -84,7 +85,7 @@ def _edges(values: NDArray, bins: int) -> NDArray[np.float64]:
     return np.linspace(low, high, bins + 1)
 
 
-def _coverage(ax: Axes, values: NDArray, column: str) -> None:
+def _coverage(ax: Axes, values: NDArray, column: str, sampled: str) -> None:
     finite = values[np.isfinite(values)]
     label = column.replace("_", " ")
     if len(finite):
@@ -92,15 +93,15 @@ def _coverage(ax: Axes, values: NDArray, column: str) -> None:
         ax.hist(finite, edges.tolist(), weights=np.full(len(finite), 100 / len(finite)), color=COLOURS[0])
         if finite.min() > 0:
             ax.set_xscale("log")
-    ax.set_title(f"Coverage: {len(finite):,} checkpoints", loc="left", color=INK, fontsize=11)
+    ax.set_title(f"Coverage: {len(finite):,} checkpoints{sampled}", loc="left", color=INK, fontsize=11)
     ax.set_xlabel(label, color=MUTED)
     ax.set_ylabel("share of checkpoints, %", color=MUTED)
 
 
-def _curves(ax: Axes, steps: NDArray, values: NDArray, column: str) -> None:
+def _curves(ax: Axes, steps: NDArray, values: NDArray, column: str, sampled: str) -> None:
     """Quantiles over runs, at the steps of the first run; other runs' values are interpolated there."""
     finite = np.isfinite(values).all(1)
-    ax.set_title(f"Learning: {int(finite.sum()):,} runs", loc="left", color=INK, fontsize=11)
+    ax.set_title(f"Learning: {int(finite.sum()):,} runs{sampled}", loc="left", color=INK, fontsize=11)
     ax.set_xlabel("step", color=MUTED)
     ax.set_ylabel(column.replace("_", " "), color=MUTED)
     if not finite.any():

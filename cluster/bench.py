@@ -18,6 +18,7 @@ from ckpt_factory.bench import (
     machine,
     measure_factory,
     measure_storage,
+    paired_difference,
     whole_stacks,
 )
 from ckpt_factory.files import check_writable
@@ -101,7 +102,7 @@ def bench_factory(config: BenchConfig) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     for name, task in _tasks(config, left_out):
         say(f"measuring {name}: {RECIPES[name].text}")
-        whole: dict[str, dict[str, float]] = {}
+        whole: dict[str, dict[str, dict[str, float | int]]] = {}
         try:
             found = measure_factory(
                 task,
@@ -117,7 +118,7 @@ def bench_factory(config: BenchConfig) -> dict[str, Any]:
             left_out[name] = str(error)
             say(f"{name} left out: {error}")
             continue
-        by_task[name] = found | {"whole_stacks": whole}
+        by_task[name] = found | whole
         _print_factory(name, by_task[name])
     if not by_task:
         raise ValueError(f"no task is left to measure ({'; '.join(left_out.values())})")
@@ -142,16 +143,24 @@ def _tasks(config: BenchConfig, left_out: dict[str, str]) -> Iterator[tuple[str,
             yield name, task
 
 
-def _whole(name: str, task: Task, contenders: Mapping[str, Any], out: Path) -> dict[str, dict[str, float]]:
-    found, recipe = {}, RECIPES[name]
-    for variant in contenders.keys() - {"plain_loop", "vmap"}:
+def _whole(
+    name: str, task: Task, contenders: Mapping[str, Any], out: Path
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Whole stacks by variant, and how the final test error of all runs differs from that in float32."""
+    found, finals, recipe = {}, {}, RECIPES[name]
+    for variant in [each for each in contenders if each not in ("plain_loop", "vmap")]:
         seconds = contenders[variant]["cpu_s_per_run"] * recipe.stack_size
         if seconds > LONGEST_STACK_S:
             say(f"{name} {variant}: a stack would take {seconds:,.0f} CPU s; it stays extrapolated")
             continue
         say(f"training two whole stacks of {name}, {variant}: {2 * seconds:,.0f} CPU s or so")
-        found[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
-    return found
+        found[variant], finals[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
+    paired = {
+        variant: paired_difference(values["test_error"], finals["float32"]["test_error"])
+        for variant, values in finals.items()
+        if variant != "float32" and "float32" in finals
+    }
+    return {"whole_stacks": found, "final_test_error_against_float32": paired}
 
 
 def _print_factory(name: str, found: Mapping[str, Any]) -> None:
@@ -174,7 +183,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
         f"of {found['runs_per_stack']} (the plain loop: one network); CPU s a run is extrapolated from them. "
         f"Peak of matrix products in GFLOP/CPU s: {peaks}; each is compared with that of its precision.",
     )
-    if found["whole_stacks"]:
+    if found.get("whole_stacks"):
         whole = {
             contender: {
                 "CPU s/run": each["cpu_s_per_run"],
@@ -189,6 +198,24 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
             f"{name}: whole stacks",
             "Measured from the initialisation to the shard on disk, once; a zoo's checkpoints are evaluated "
             "on the validation split, too. Compiling: wall time by which the first stack took longer.",
+        )
+    if found.get("final_test_error_against_float32"):
+        paired = {
+            variant: {
+                "% error": 100 * (each["reference"] + each["mean_difference"]),
+                "in float32": 100 * each["reference"],
+                "change": 100 * each["mean_difference"],
+                "from": 100 * each["low"],
+                "to": 100 * each["high"],
+                "p": each["p_value"],
+            }
+            for variant, each in found["final_test_error_against_float32"].items()
+        }
+        _print(
+            paired,
+            f"{name}: final test error by precision",
+            "Percent, the same runs in pairs; the mean change with its 95 % interval and the p-value of "
+            "none.",
         )
 
 
@@ -229,12 +256,15 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
                 "runs/s": found[f"runs_per_s_{actors}"],
                 "CPU s/run": found[f"cpu_s_per_run_{actors}"],
                 "CPU share": found[f"cpu_share_{actors}"],
+                "% idle": 100 * found[f"idle_share_{actors}"],
             }
             for actors in (1, 2)
         },
-        f"scaling: two actors make {found['speedup']:.3g} times the runs of one",
-        "digits, each actor from its first unit's start to its last one's end; CPU share is CPU time by "
-        "wall time of that.",
+        f"scaling: two actors make {found['speedup']:.3g} times the runs of one, "
+        f"{found['speedup_by_cpu_time']:.3g} times by their CPU time",
+        "digits, each actor from its first unit's start to its last one's end. CPU share: CPU time by wall "
+        "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
+        "believe. Idle: waiting for the next unit.",
     )
     _print(
         {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},

@@ -52,6 +52,8 @@ class FactoryConfig:
     """The recipe of the runs."""
     repair: bool = False
     """First look for damaged shards, and make those anew."""
+    use_gpu: bool = False
+    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
 
     def __post_init__(self) -> None:
         if self.env is not None and "env" in self.options:
@@ -125,8 +127,9 @@ class ZooResult:
 class FactoryActor:
     """Trains stacks, one thread, data from the object store."""
 
-    def __init__(self, zoo_path: Path, data: Any):
+    def __init__(self, zoo_path: Path, data: Any, device: str):
         torch.set_num_threads(1)
+        self.device = device
         self.zoo = Zoo.open(zoo_path)
         self.task = make(self.zoo.header.task, data=data)
 
@@ -134,7 +137,7 @@ class FactoryActor:
         started, cpu = time.time(), time.process_time()
         header, plan = self.zoo.header, self.zoo.header.runs_plan
         runs = plan.runs(header.run_ids(unit))
-        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype])
+        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device)
         facts = self.zoo.write_unit(unit, rows)
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
@@ -170,6 +173,10 @@ class CheckpointFactory:
     def fit(self) -> ZooResult:
         started = time.monotonic()
         header, task = check(self.config)
+        if self.config.use_gpu and not ray.cluster_resources().get("GPU"):
+            raise ValueError(
+                "use_gpu is given, but this cluster has no GPU; leave it out, or add a node with one"
+            )
         zoo = Zoo.create(self.config.out, header)
         for note in task.notes:
             say(note, label="note")
@@ -194,7 +201,10 @@ class CheckpointFactory:
         reports: list[dict[str, Any]] = []
         failed: dict[int, str] = {}
         data = ray.put(getattr(task, "data", None))
-        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kind, gpus = ("GPU", 1) if self.config.use_gpu else ("CPU", 0)
+        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
+        actor = FactoryActor.options(num_gpus=gpus)
+        device = "cuda" if self.config.use_gpu else "cpu"
         made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
         with (
@@ -204,7 +214,7 @@ class CheckpointFactory:
         ):
             bar.update(made)
             for unit, report in run_units(
-                lambda: FactoryActor.remote(zoo.path.absolute(), data),
+                lambda: actor.remote(zoo.path.absolute(), data, device),
                 todo,
                 num_actors,
                 fatal=(DiskFullError,),

@@ -1,7 +1,7 @@
 """What the rules share: the walk over a stack's parameters, and arithmetic that keeps its runs apart."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,10 +32,16 @@ class StackOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self.update(param, param.grad, self.state[param], group)
+            moved = [param for param in group["params"] if param.grad is not None]
+            self.update_all([(param, param.grad, self.state[param]) for param in moved], group)
         return loss
+
+    def update_all(
+        self, moved: Sequence[tuple[Tensor, Tensor, dict[str, Any]]], group: dict[str, Any]
+    ) -> None:
+        """Move parameters, each given with its gradient and state: one call, for one compilation."""
+        for param, grad, state in moved:
+            self.update(param, grad, state, group)
 
     def update(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Move one parameter by its rule; `state` is empty at its first step."""

@@ -18,7 +18,7 @@ from ..derive import derive_symmetry
 from ..spec import ParamSpec
 from .base import Batch, Sampler, Task, Variation
 from .loops import stacked_gradients, stacked_loss
-from .orders import mini_batches, refuse_tailr
+from .orders import labelled_batches, mini_batches, refuse_tailr
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +111,23 @@ class ModuleTask(Task):
     def sampler(
         self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
     ) -> Sampler:
+        """Batches; `label_noise` is for labels of classes: cross-entropy and one integer an example."""
         refuse_tailr(self, variation)
         x, y = self.data["train"]
-        if variation is not None and any(variation.label_noise):
-            raise ValueError(f"{self.id} does not know how its targets may be wrong; leave out label_noise")
-        indices = mini_batches(rngs, len(x), batch_size, variation.data_fraction if variation else None)
+        if self.num_classes:
+            batches = labelled_batches(y, self.num_classes, rngs, batch_size, variation)
+        elif variation is not None and any(variation.label_noise):
+            raise ValueError(
+                "this task has no labels of classes that could be wrong (cross-entropy, one integer an "
+                "example); leave out label_noise"
+            )
+        else:
+            fractions = variation.data_fraction if variation else None
+            batches = ((i, y[i]) for i in mini_batches(rngs, len(x), batch_size, fractions))
 
         def next_batch(params: Mapping[str, Tensor]) -> Batch:
-            index, device = next(indices), next(iter(params.values())).device
-            return Batch(x[index].to(device), y[index].to(device))
+            (index, targets), device = next(batches), next(iter(params.values())).device
+            return Batch(x[index].to(device), targets.to(device))
 
         return next_batch
 
@@ -181,8 +189,11 @@ class ModuleTask(Task):
             raise ValueError(f"{name} gives {got} for {len(x)} examples; expected a tensor ({len(x)}, ...)")
         if not torch.equal(outputs, again):
             raise ValueError(f"{name} gives other outputs each time; leave out what is random (dropout)")
+        self.num_classes = 0
         if self.criterion is F.cross_entropy:
             self._check_labels(outputs)
+            if y.ndim == 1 and not y.is_floating_point():
+                self.num_classes = outputs.shape[1]
         try:
             values = {"loss": self.criterion(outputs, y)}
             values |= {f"metric {key!r}": measure(outputs, y) for key, measure in self.measures.items()}
