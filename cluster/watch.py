@@ -1,4 +1,4 @@
-"""Watching what a generator makes: a film of policies side by side, prompted and achieved returns above them."""
+"""Watching what a generator makes: a film of policies side by side, each with its prompt and its return."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from generator.prompt import check_prompts, prompt_networks
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import compose, play, write_film
 
-from .command import Command, Outcome
+from .command import Command
 from .progress import ProgressBar, say
 
 

@@ -1,5 +1,6 @@
 """Films of policies: one episode of each, side by side, with what was prompted and what was achieved."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ def play(
         ValueError: the environment cannot be rendered.
     """
     setting = task.setting
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures, no window
     try:
         envs = [gymnasium.make(setting.env_id, render_mode="rgb_array") for _ in theta]
         observations = np.stack([env.reset(seed=seed)[0] for env in envs]).astype(np.float32)
@@ -121,7 +123,12 @@ def _write_mp4(frames: Sequence[Image.Image], path: Path) -> None:
         raise ValueError("MP4 needs an encoder: `pip install '.[rl]'`, or give a .gif") from None
     size = frames[0].size
     writer = write_frames(
-        str(path), size, fps=1000 / FRAME_MS, codec="libx264", macro_block_size=2, output_params=["-f", "mp4"]
+        str(path),
+        size,
+        fps=round(1000 / FRAME_MS),
+        codec="libx264",
+        macro_block_size=2,
+        output_params=["-f", "mp4"],
     )
     writer.send(None)
     for frame in frames:
