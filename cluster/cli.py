@@ -55,10 +55,14 @@ VERBS = {
         "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
+    "watch": (
+        "watch",
+        "Film policies that a generator makes, side by side, each with its prompt and its return.",
+    ),
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
     "bench": (
         "bench",
-        "Measure on this machine: factory, storage or scaling, each beside its alternatives.",
+        "Measure on this machine: factory, storage, scaling, tailr or rl, each beside its alternatives.",
     ),
 }
 """Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
