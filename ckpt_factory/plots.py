@@ -162,4 +162,5 @@ def _endings(ax: Axes, zoo: Zoo) -> None:
         ax.set_ylabel(label, color=MUTED)
     title = f"Endings: {int(good.sum()):,} runs, {int((~good).sum()):,} diverged"
     ax.set_title(title, loc="left", color=INK, fontsize=11)
-    ax.legend(frameon=False, labelcolor=MUTED, fontsize=9, markerscale=2.5)
+    if ax.get_legend_handles_labels()[0]:  # none where all runs diverged
+        ax.legend(frameon=False, labelcolor=MUTED, fontsize=9, markerscale=2.5)

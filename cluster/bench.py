@@ -33,16 +33,11 @@ from .scaling import measure_memory, measure_scaling
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
-    "tasks": "factory",
-    "data_root": "factory",
-    "variants": "factory",
-    "seconds": "factory",
-    "full": "factory",
-    "runs_per_actor": "scaling",
-    "num_runs": "scaling",
-    "noises": "tailr",
-    "gammas": "tailr",
-    "runs_per_setting": "tailr",
+    **dict.fromkeys(("tasks", "data_root", "variants", "full"), ("factory",)),
+    "seconds": ("factory", "rl"),
+    **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
+    **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
+    "repeats": ("factory", "storage", "scaling", "rl"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
 LONGEST_STACK_S = 900.0
@@ -54,15 +49,18 @@ class BenchConfig:
     """What to measure."""
 
     what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr", "rl"]] = "factory"
-    """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap.
-    storage: writing and reading checkpoints, against LMDB, safetensors and npy.
-    scaling: one actor against two, and the memory of the driver.
-    tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr.
-    rl: steps of CartPole and CPU seconds to a good policy, against the usual loops and Stable-Baselines3."""
+    """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
+    three to seven minutes.
+    storage: writing and reading checkpoints, against LMDB, safetensors and npy; a minute.
+    scaling: one actor against two, and the memory of the driver; ten minutes.
+    tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr; half a
+    minute.
+    rl: steps of CartPole and CPU seconds to a good policy, against the usual loops and
+    Stable-Baselines3; two minutes."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
-    """Rounds in which all take turns; figures are medians."""
+    """factory, storage, scaling, rl: rounds in which all take turns; figures are medians."""
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
@@ -70,7 +68,7 @@ class BenchConfig:
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
-    """factory: CPU seconds of one measurement."""
+    """factory, rl: CPU seconds of one measurement."""
     full: bool = False
     """factory: also train two whole stacks of each recipe and write them, which takes minutes."""
     runs_per_actor: int = 4096
@@ -86,10 +84,10 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            owner = OPTIONS.get(field.name, self.what)
-            if owner != self.what and getattr(self, field.name) != field.default:
+            owners = OPTIONS.get(field.name, (self.what,))
+            if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
-                raise ValueError(f"{flag} is for `theta bench {owner}`, not for {self.what}")
+                raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
         for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
@@ -356,9 +354,11 @@ def _run(config: BenchConfig) -> Outcome:
         "tailr": bench_tailr,
         "rl": bench_rl,
     }[config.what]
+    config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
     say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
-    return about | {"threads": 1, "repeats": config.repeats} | measure(config), config.out, 0
+    repeats = {"repeats": config.repeats} if config.what in OPTIONS["repeats"] else {}
+    return about | {"threads": 1} | repeats | measure(config), config.out, 0
 
 
 COMMAND = Command(

@@ -124,7 +124,9 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
         optimizer_kind("loin")
 
 
-@pytest.mark.parametrize("make", [*(kind.make for kind in OPTIMIZERS.values()), Tiger], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [*(kind.make for kind in OPTIMIZERS.values()), Tiger], ids=lambda make: make.__name__
+)
 def test_no_step_looks_at_the_value_of_a_tensor(make: Callable[..., Optimizer]) -> None:
     """So that torch.compile finds no break in it: tensors without values have none to branch on."""
     with FakeTensorMode():

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ckpt_factory import RunPlan, Task
+from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.plots import coverage, zoo_picture
 from ckpt_factory.zoo import Zoo
 from tests.conftest import write_zoo
@@ -64,3 +64,10 @@ def test_endings_of_one_learning_rate_are_a_histogram_of_all_runs(
     assert endings.get_xlabel() == "last validation loss"
     assert not endings.collections  # no points
     assert 20 <= sum(bar.get_height() for bar in endings.patches) <= 24  # runs, but the outermost
+
+
+def test_a_zoo_whose_runs_all_diverged_has_a_picture_too(panels: list[Axes], tmp_path: Path) -> None:
+    plan = RunPlan(num_steps=400, num_checkpoints=3, lr=(90.0, 90.0))
+    zoo = write_zoo(tmp_path / "zoo", make("quadratic-v0"), plan, num_runs=2, stack_size=2)
+    zoo_picture(zoo, tmp_path / "picture.png")
+    assert panels[2].get_title("left") == "Endings: 0 runs, 2 diverged"
