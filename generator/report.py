@@ -343,8 +343,11 @@ def _training(e: Evidence) -> str:
     kept = ", ".join(f"{name}: {len(layer.scale)} directions" for name, layer in g.coordinates.layers.items())
     low, high = (show(value) for value in g.scaling.metric_range)
     rows = [
-        ("Model", f"WeightDiT, {sum(p.numel() for p in g.model.parameters()):,} parameters"),
-        ("Size", f"width {config.width}, depth {config.depth}, {config.heads} heads"),
+        ("Model", f"{type(g.model).__name__}, {sum(p.numel() for p in g.model.parameters()):,} parameters"),
+        (
+            "Size",
+            f"{config.tokens} as tokens, width {config.width}, depth {config.depth}, {config.heads} heads",
+        ),
         ("Coordinates", html.escape(kept) or "parameters as they are"),
         ("Prompts", f"{_label(g.origin.prompted)} ({html.escape(g.origin.objective)}), seen {low} to {high}"),
         ("Learned from", f"{g.origin.num_training_runs:,} runs"),

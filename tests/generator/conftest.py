@@ -21,6 +21,16 @@ TRAINING_RUNS = 13
 @pytest.fixture(scope="session")
 def tiny() -> MLPClassifier:
     """A 6-4-3 network over 200 images of correlated pixels."""
+    return classifier((6, 4, 3))
+
+
+@pytest.fixture(scope="session")
+def deep() -> MLPClassifier:
+    """A 6-5-4-3 network over the same images."""
+    return classifier((6, 5, 4, 3))
+
+
+def classifier(sizes: tuple[int, ...]) -> MLPClassifier:
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6))
     images = np.clip(30 * mixed + 100, 0, 255).astype(np.uint8)
@@ -32,8 +42,8 @@ def tiny() -> MLPClassifier:
         mean=0.4,
         std=0.3,
     )
-    task = MLPClassifier(data, (6, 4, 3))
-    task.id = "tiny-v0"
+    task = MLPClassifier(data, sizes)
+    task.id = f"tiny-{len(sizes)}-v0"
     return task
 
 
@@ -48,6 +58,10 @@ def randomise(module: torch.nn.Module, *, seed: int = 0) -> None:
 @pytest.fixture(scope="session")
 def untrained(digits: Task, digits_zoo: Zoo) -> WeightGenerator:
     """A generator fitted on the training runs of `digits_zoo`, its model as initialised."""
+    return fitted(digits, digits_zoo, DiTConfig(width=16, depth=1, heads=2))
+
+
+def fitted(digits: Task, digits_zoo: Zoo, config: DiTConfig) -> WeightGenerator:
     coordinates = Coordinates.fit(digits, rank=12)
     reservoir = Reservoir(TRAINING_RUNS)
     for unit in range(2):
@@ -59,8 +73,8 @@ def untrained(digits: Task, digits_zoo: Zoo) -> WeightGenerator:
     pairs = reservoir.sample(500, rng=seeded(0))
     scaling = Scaling.fit(coordinates, pairs, pairs.prompt)
     origin = Origin.of_zoo(digits_zoo, TRAINING_RUNS)
-    config = DiTConfig(width=16, depth=1, heads=2)
-    return WeightGenerator.untrained(origin, coordinates, scaling, config, seed=0)
+    reference = reservoir.best("min")
+    return WeightGenerator.untrained(origin, coordinates, scaling, config, 0, reference)
 
 
 @pytest.fixture(scope="session")
