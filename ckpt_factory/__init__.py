@@ -4,7 +4,7 @@ from .nets import MLP, ConvNet
 from .plan import RunPlan, RunSettings
 from .spec import ParamSpec
 from .symmetry import Symmetry
-from .tasks import ModuleTask, Task, check_task, make, register, registry, spec
+from .tasks import ModuleTask, Task, check_task, make, register, registry, spec, with_options
 from .train import Rows, train_stack
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "registry",
     "spec",
     "train_stack",
+    "with_options",
 ]

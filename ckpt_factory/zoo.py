@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +26,8 @@ HEADER = "zoo.json"
 class Zoo:
     """A zoo on disk.
 
-    checkpoints/task=<id>/part-00017.parquet   one row per checkpoint, row groups of whole runs
+    checkpoints/task=<id>/part-00017.parquet   one row per checkpoint, row groups of whole runs; the id
+                                               percent-encoded, as readers of such folders expect
     runs/part-00017.parquet                    one row per run
     sums/part-00017.sha256                     checksums of both and of zoo.json; written last: unit done
     zoo.json                                   the header
@@ -96,7 +98,8 @@ class Zoo:
                     leftover.unlink(missing_ok=True)
 
     def checkpoints_path(self, unit: int) -> Path:
-        folder = self.header.task.replace(":", ".")
+        task = self.header.task  # a module's colon has always been a dot here
+        folder = quote(task if "?" in task else task.replace(":", "."), safe="")
         return self.path / "checkpoints" / f"task={folder}" / f"part-{unit:05d}.parquet"
 
     def runs_path(self, unit: int) -> Path:

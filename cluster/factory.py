@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from ckpt_factory import RunPlan, Task, make, train_stack
+from ckpt_factory import RunPlan, Task, make, train_stack, with_options
 from ckpt_factory.card import write_card
 from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
@@ -34,6 +34,10 @@ class FactoryConfig:
 
     task: str = "digits-mlp-v0"
     """Id of the learning problem; `module:id` for one of your own."""
+    env: str | None = None
+    """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of the task, NAME VALUE NAME VALUE, on top of those in its id (`id?name=value`)."""
     out: Path = Path("runs/zoo")
     """Folder of the zoo. The same command again resumes it."""
     data_root: Path | None = None
@@ -48,6 +52,10 @@ class FactoryConfig:
     """The recipe of the runs."""
     repair: bool = False
     """First look for damaged shards, and make those anew."""
+
+    def __post_init__(self) -> None:
+        if self.env is not None and "env" in self.options:
+            raise ValueError(f"env is {self.env!r} and {self.options['env']!r} in options; give it once")
 
 
 def digits() -> FactoryConfig:
@@ -135,7 +143,8 @@ class FactoryActor:
 def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     """What is to be made; what a stack would refuse is refused here, before anything is written."""
     check_writable(config.out)
-    task = make(config.task, data_root=config.data_root)
+    task_id = with_options(config.task, **{"env": config.env} | config.options)
+    task = make(task_id, data_root=config.data_root)
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )

@@ -5,7 +5,7 @@ from .check import check_task
 from .convolution import ConvClassifier
 from .data import ImageData
 from .modules import ModuleTask, error_rate
-from .registry import TaskSpec, make, register, registry, spec
+from .registry import TaskSpec, make, register, registry, spec, with_options
 from .synthetic import Quadratic
 from .vision import MLPClassifier
 
@@ -24,4 +24,5 @@ __all__ = [
     "register",
     "registry",
     "spec",
+    "with_options",
 ]

@@ -1,4 +1,8 @@
-"""The registry of tasks, in Gymnasium's grammar: register, make, spec, registry, ids "module:name-v0"."""
+"""The registry of tasks, in Gymnasium's grammar: register, make, spec, registry, ids "module:name-v0".
+
+A task may have options, which are part of its id: "module:name-v0?hidden=64". Zoos and generators keep the
+id, so that whoever reads them makes the very same task.
+"""
 
 import difflib
 import importlib
@@ -7,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import options
 from .base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """How a task is made: `entry_point(data)`, with the data that `load(data_root)` reads, if any."""
+    """How a task is made: `entry_point(data, **options)`, with the data that `load(data_root)` reads, if any.
+
+    Options are the entry point's keyword-only parameters that are annotated as int, float, bool, str or a
+    Literal, and that no functools.partial has bound.
+    """
 
     id: str
     entry_point: Callable[..., Task]
@@ -35,8 +44,9 @@ def spec(id: str) -> TaskSpec:
     """The registered spec of `id`; "module:name" imports the module first, so it works in a fresh process.
 
     Raises:
-        ValueError: no such module or task; the message suggests the nearest name.
+        ValueError: no such module, task or option, or no such value; the message suggests the nearest.
     """
+    id, given = options.split(id)
     if id == NO_TASK:
         raise ValueError(
             "the zoo was imported without a task, so that its networks can neither be permuted nor measured; "
@@ -55,20 +65,41 @@ def spec(id: str) -> TaskSpec:
         close = difflib.get_close_matches(id, registry, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}")
+    options.convert(id, found.entry_point, given)
     return found
+
+
+def with_options(id: str, /, **values: object) -> str:
+    """The id with these options on top of those that it has; None leaves one as it is.
+
+    Raises:
+        ValueError: as `spec`.
+    """
+    name, given = options.split(id)
+    changed = options.join(name, given | {key: each for key, each in values.items() if each is not None})
+    return _canonical(changed, spec(changed))
 
 
 def make(id: str, *, data_root: Path | str | None = None, data: Any = None) -> Task:
     """The task of that id.
 
     Args:
-        id: "digits-mlp-v0", or "module:name-v0" for a task that another module registers.
+        id: "digits-mlp-v0", "module:name-v0" for a task that another module registers, with the task's
+            options behind it, if it has any: "module:name-v0?option=value&other=value".
         data_root: where its images are, for tasks that need some (see `ckpt_factory.tasks.data`).
         data: the data itself, if already loaded; a worker gets it from the object store.
     """
     found = spec(id)
     if data is None and found.load is not None:
         data = found.load(Path(data_root) if data_root is not None else None)
-    task = found.entry_point() if found.load is None else found.entry_point(data)
-    task.id = id
+    name, given = options.split(id)
+    chosen = options.convert(name, found.entry_point, given)
+    task = found.entry_point(*(() if found.load is None else (data,)), **chosen)
+    task.id = _canonical(id, found)
     return task
+
+
+def _canonical(id: str, found: TaskSpec) -> str:
+    """The one spelling of an id: options in the order of their names, values as Python writes them."""
+    name, given = options.split(id)
+    return options.join(name, options.convert(name, found.entry_point, given))

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import duckdb
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ckpt_factory import ParamSpec, Rows, RunPlan, Task, make, train_stack
+from ckpt_factory.verify import verify_unit
 from ckpt_factory.zoo import Zoo, ZooHeader
 from tests.conftest import write_zoo
 
@@ -315,6 +317,21 @@ def test_task_ids_with_a_module_make_plain_folders(task: Task, tmp_path: Path) -
     assert zoo.checkpoints_path(17).relative_to(tmp_path).as_posix() == (
         "checkpoints/task=rl_tasks.cartpole-v0/part-00017.parquet"
     )
+
+
+def test_task_ids_with_options_are_read_back_from_the_folders_name(tmp_path: Path) -> None:
+    id = "tests.ckpt_factory.option_tasks:bowl-v0?dim=3&env=a:B/C-v0%20"
+    plan = RunPlan(num_steps=4, batch_size=(1,), num_checkpoints=3)
+    zoo = write_zoo(tmp_path, make(id), plan, num_runs=2, stack_size=2)
+    assert zoo.header.task == Zoo.open(tmp_path).header.task == id
+    assert verify_unit(zoo, make(id), 0, sample=6).problems == []
+    folder = tmp_path / "checkpoints"
+    (child,) = folder.iterdir()
+    assert child.name == f"task={quote(id, safe='')}"
+    table = ds.dataset(folder, partitioning="hive").to_table()
+    assert table["task"].to_pylist() == [id] * 6
+    query = f"select distinct task from read_parquet('{folder}/**/*.parquet', hive_partitioning=true)"
+    assert duckdb.sql(query).fetchall() == [(id,)]
 
 
 @pytest.mark.parametrize(("group_size", "held_out", "training"), [(1, 0.1, 9), (1, 0.001, 9), (5, 0.1, 5)])

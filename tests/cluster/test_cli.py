@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.data
 import safetensors.torch
 import torch
 
@@ -21,6 +22,7 @@ from ..conftest import plain_mlp
 pytestmark = pytest.mark.ray
 
 Refused = Callable[..., str]
+BOWL = "tests.ckpt_factory.option_tasks:bowl-v0"
 
 
 @pytest.fixture
@@ -98,6 +100,43 @@ def test_malformed_values_for_make(
 ) -> None:
     out = [] if "--out" in flags else ["--out", tmp_path / "zoo"]
     assert words in refused("make", *out, *flags.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--env CartPole-v1", "task 'digits-mlp-v0' takes no options, got 'env'"),
+        ("--options hidden 64", "task 'digits-mlp-v0' takes no options, got 'hidden'"),
+        (
+            f"--task {BOWL} --options dims 6",
+            "has no option 'dims'. Did you mean 'dim'? Its options: dim, env",
+        ),
+        (f"--task {BOWL} --options dim six", "is 'six'; expected an integer"),
+        (f"--task {BOWL} --options dim", "--options"),
+        (f"--task {BOWL} --env a --options env b", "env is 'a' and 'b' in options; give it once"),
+        (f"--task {BOWL}?dim=six", "is 'six'; expected an integer"),
+    ],
+)
+def test_options_that_the_task_does_not_know_are_refused_before_anything_is_written(
+    refused: Refused, flags: str, words: str, tmp_path: Path
+) -> None:
+    assert words in refused("make", "--out", tmp_path / "zoo", *flags.split())
+    assert not (tmp_path / "zoo").exists() or not list((tmp_path / "zoo").iterdir())
+
+
+def test_a_task_with_options_goes_from_make_to_verify(ray_cluster: int, tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    task = ["--task", f"{BOWL}?kind=round&dim=9", "--env", "a:B-v0", "--options", "dim", "6", "limit", "2"]
+    size = ["--num-runs", "4", "--stack-size", "2", "--num-steps", "4", "--num-checkpoints", "2"]
+    for _ in range(2):  # the second time it is there already
+        assert run(["make", *task, *size, "--out", str(zoo)]) == 0
+    made = Zoo.open(zoo)
+    assert made.header.task == f"{BOWL}?dim=6&env=a:B-v0&kind=round&limit=2"
+    assert made.header.spec.D == 6
+    assert run(["verify", "--zoo", str(zoo), "--sample", "4", "--out", str(tmp_path / "v")]) == 0
+    assert json.loads((tmp_path / "v" / "result.json").read_text())["remeasured"] == 4
+    table = ray.data.read_parquet(str(zoo / "checkpoints")).take_batch(2)
+    assert set(table["task"]) == {made.header.task}
 
 
 def test_missing_foreign_or_damaged_zoo(
