@@ -116,7 +116,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
     rng = torch.Generator().manual_seed(config.training.seed)
     seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
-    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen)
+    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
     origin = Origin.of_zoo(zoo, num_training)
     reference = reservoir.best(zoo.header.objective)
     return WeightGenerator.untrained(

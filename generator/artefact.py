@@ -169,6 +169,7 @@ class WeightGenerator:
             "metric_range": list(self.scaling.metric_range),
             "metric_moments": list(self.scaling.metric_moments),
             "log_metric": self.scaling.log_metric,
+            "from_best": self.scaling.from_best,
         }
         scales = {name: getattr(self.scaling, name) for name in SCALES}
         if self.reference is not None:
@@ -193,6 +194,7 @@ class WeightGenerator:
             metric_range=(low, high),
             log_metric=fields["log_metric"],
             metric_moments=(mean, std, log_mean, log_std),
+            from_best=fields.get("from_best", False),  # generators saved before had none
         )
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
         return cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)

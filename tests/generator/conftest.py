@@ -1,12 +1,16 @@
 """Fixtures of the generator's tests: a tiny network, and a generator that was never trained."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ckpt_factory import Task
 from ckpt_factory.tasks import ImageData, MLPClassifier
 from ckpt_factory.tasks.base import seeded
+from ckpt_factory.tasks.data import digits as digits_data
 from ckpt_factory.zoo import Zoo
 from generator.artefact import Origin, WeightGenerator
 from generator.conditioning import Scaling
@@ -44,6 +48,37 @@ def classifier(sizes: tuple[int, ...]) -> MLPClassifier:
     )
     task = MLPClassifier(data, sizes)
     task.id = f"tiny-{len(sizes)}-v0"
+    return task
+
+
+class Returns(MLPClassifier):
+    """A classifier judged as a policy is: by a return, to be maximised, of which some are negative."""
+
+    objective, metric, prompt_start = "max", "return", 1.0
+    metrics: ClassVar[tuple[str, ...]] = (
+        "return",
+        "return_std",
+        "deterministic_return",
+        "deterministic_return_std",
+        "episodes",
+    )
+
+    def evaluate(self, theta: Tensor, split: str) -> dict[str, Tensor]:
+        found = super().evaluate(theta, split)
+        spread = torch.full_like(found["loss"], 3.0)
+        values = (230 - 100 * found["loss"], spread, 100 - 100 * found["error"], spread, spread)
+        return dict(zip(self.metrics, values, strict=True))
+
+    def env_steps(self, step: int, batch_size: int) -> int:
+        """A rollout of 10 steps for every 4 optimizer steps."""
+        return -(-step // 4) * 10 * batch_size
+
+
+@pytest.fixture(scope="session")
+def returns() -> Returns:
+    """8x8 digits, two hidden layers."""
+    task = Returns(digits_data(), (64, 6, 5, 10))
+    task.id = "returns-v0"
     return task
 
 
