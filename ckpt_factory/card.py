@@ -80,6 +80,7 @@ def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
         "loss": (loss, plan.loss != ("cross-entropy",)),
         "label noise": (span(*plan.label_noise), any(plan.label_noise)),
         "share of the data": (span(*plan.data_fraction), plan.data_fraction != (1.0, 1.0)),
+        "of the task": (", ".join(f"{k} {span(*v)}" for k, v in plan.hyper.items()), bool(plan.hyper)),
     }
     return facts | {name: text for name, (text, differs) in shown.items() if differs}
 

@@ -131,7 +131,9 @@ class ZooHeader:
 
     def unit_settings(self, unit: int, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Every hyper-parameter of a unit's runs, drawn or shared; of imported runs the names they had."""
-        runs = [asdict(run) for run in self.unit_runs(unit)]
+        runs = [
+            run.columns() if isinstance(run, RunSettings) else asdict(run) for run in self.unit_runs(unit)
+        ]
         if isinstance(self.plan, Imported):
             names = names or [""] * len(runs)
             source = {"source": self.plan.source}
@@ -156,7 +158,14 @@ class ZooHeader:
         return (groups - max(1, round(held_out * groups))) * self.plan.group_size
 
     def to_json(self) -> str:
-        fields = asdict(self) | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        plan = asdict(self.plan)
+        if not plan.get("hyper"):
+            plan.pop("hyper", None)  # headers from before there were any remain what they were, to the byte
+        fields = (
+            asdict(self)
+            | {"plan": plan}
+            | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
+        )
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
@@ -166,6 +175,8 @@ class ZooHeader:
         plan: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in fields.pop("plan").items()
         }
+        if "hyper" in plan:
+            plan["hyper"] = {name: tuple(bounds) for name, bounds in plan["hyper"].items()}
         recipe = Imported(**plan) if "source" in plan else RunPlan(**plan)
         spec = ParamSpec.from_json(json.dumps(fields.pop("spec")))
         return cls(**fields | {"plan": recipe, "spec": spec, "metrics": tuple(fields["metrics"])})

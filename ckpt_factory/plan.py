@@ -1,8 +1,9 @@
 """RunPlan: what every run of a zoo is, as a pure function of (seed, run_id), computable anywhere."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import Literal, TypeVar, get_args
 
@@ -13,7 +14,7 @@ from .optim import OPTIMIZERS
 from .schedules import lr_factor
 from .tasks.base import Variation, seeded
 
-INIT, ORDER, HYPER, GROUP, BLOCK, STEPS = range(6)  # independent streams of one seed
+INIT, ORDER, HYPER, GROUP, BLOCK, STEPS, OWN = range(7)  # independent streams of one seed
 
 OptimizerName = Literal["sgd", "adamw", "lion", "tiger", "amos"]
 InitName = Literal["default", "kaiming", "xavier", "orthogonal"]
@@ -55,6 +56,13 @@ class RunSettings:
     loss: str
     gamma: float
     """TaiLr's; 0 is cross-entropy."""
+    hyper: Mapping[str, float] = field(default_factory=dict)
+    """Of the task's own hyper-parameters, those that the plan sets."""
+
+    def columns(self) -> dict[str, int | float | str]:
+        """Everything by name, for the runs table."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return found | found.pop("hyper")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,8 @@ class RunPlan:
     """Training loss; of several, one is drawn."""
     gamma: tuple[float, float] = (0.1, 0.1)
     """TaiLr's gamma, uniform in this range: 0 is cross-entropy, 1 the error rate's surrogate."""
+    hyper: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Hyper-parameters of the task's own, uniform in a range each: NAME LOW HIGH, as in `clip 0.1 0.3`."""
     schedule: ScheduleName = "cosine"
     """Learning rate over a run: cosine to zero, constant, or inverse in time."""
     schedule_every: int = 1
@@ -114,6 +124,7 @@ class RunPlan:
     def __post_init__(self) -> None:
         for name in (*LOG_UNIFORM, *UNIFORM):
             self._check_range(name)
+        self._check_hyper()
         for name in ("num_steps", "group_size", "block_size", "schedule_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -167,6 +178,16 @@ class RunPlan:
                 + (" (or both 0)" if name == "weight_decay" else "")
             )
 
+    def _check_hyper(self) -> None:
+        taken = {each.name for each in (*fields(RunSettings), *fields(self))}
+        for name, bounds in self.hyper.items():
+            if name in taken:
+                raise ValueError(
+                    f"hyper has {name}, which every plan has; expected a task's own, give --{name}"
+                )
+            if len(bounds) != 2 or not -math.inf < bounds[0] <= bounds[1] < math.inf:
+                raise ValueError(f"hyper {name} is {bounds}; expected low <= high, both finite")
+
     def run(self, run_id: int) -> RunSettings:
         """The settings of one run, the same wherever they are computed."""
         order_id = run_id // self.group_size
@@ -198,7 +219,12 @@ class RunPlan:
             data_fraction=uniform(self.data_fraction, of_group[1]),
             loss=loss,
             gamma=uniform(self.gamma, of_run[6]) if loss == "tailr" else 0.0,
+            hyper={name: uniform(bounds, self._draw(run_id, name)) for name, bounds in self.hyper.items()},
         )
+
+    def _draw(self, run_id: int, name: str) -> float:
+        """A task's own hyper-parameter is drawn alike whichever others there are."""
+        return np.random.default_rng([self.seed, OWN, run_id, zlib.crc32(name.encode())]).random()
 
     def runs(self, run_ids: Iterable[int]) -> list[RunSettings]:
         return [self.run(run_id) for run_id in run_ids]
@@ -222,6 +248,7 @@ class RunPlan:
             label_noise=tuple(run.label_noise for run in groups),
             data_fraction=tuple(run.data_fraction for run in groups),
             gamma=tuple(run.gamma for run in runs),
+            hyper={name: tuple(run.hyper[name] for run in runs) for name in self.hyper},
         )
 
     def steps(self, run_id: int = 0) -> list[int]:

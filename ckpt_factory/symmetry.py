@@ -1,4 +1,4 @@
-"""Symmetry: the permutations of hidden units that leave a network's function as it is, as data."""
+"""Symmetry: permutations (and signs) of hidden units that leave a network's function as it is, as data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .spec import ParamSpec
 
+SIGN = "/sign"
+
 
 @dataclass(frozen=True)
 class Symmetry:
@@ -20,10 +22,15 @@ class Symmetry:
     {"fc1.weight": ("P0", None), "fc1.bias": ("P0",), "fc2.weight": (None, "P0"), "fc2.bias": (None,)}.
     A permutation is data derived from the spec, never from the order of calls: acting on a network is
     `theta.gather(-1, index)`, and so are augmentation, alignment, canonical forms and optimizer moments.
+
+    Units between odd activations (tanh) may change their sign, too: of a permutation P0 in `signed`, a
+    transformation has signs under the name "P0/sign" besides the permutation under "P0".
     """
 
     spec: ParamSpec
     axes_to_perm: Mapping[str, tuple[str | None, ...]]
+    signed: tuple[str, ...] = ()
+    """The permutations whose units' signs are free."""
 
     def __post_init__(self) -> None:
         for name, shape in zip(self.spec.names, self.spec.shapes, strict=True):
@@ -35,7 +42,9 @@ class Symmetry:
             named = [axis for axis in axes if axis]
             if len(set(named)) != len(named):
                 raise ValueError(f"parameter {name!r}: one permutation on two axes is not supported, {axes}")
-        _ = self.sizes
+        unknown = set(self.signed) - set(self.sizes)
+        if unknown:
+            raise ValueError(f"signed has {sorted(unknown)}; expected some of {sorted(self.sizes)}")
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -48,14 +57,27 @@ class Symmetry:
         return sizes
 
     def identity(self, num: int) -> dict[str, Int[Tensor, "K n"]]:
-        return {perm: torch.arange(n).expand(num, n) for perm, n in self.sizes.items()}
+        signs = {f"{perm}{SIGN}": torch.ones(num, self.sizes[perm], dtype=torch.long) for perm in self.signed}
+        return {perm: torch.arange(n).expand(num, n) for perm, n in self.sizes.items()} | signs
 
     def random(self, num: int, *, rng: torch.Generator) -> dict[str, Int[Tensor, "K n"]]:
-        """`num` independent uniform permutations, {name: (num, n)}."""
-        return {
+        """`num` independent uniform permutations, {name: (num, n)}, and signs of units that have them."""
+        drawn = {
             perm: torch.rand(num, n, generator=rng, device=rng.device).argsort(-1)
             for perm, n in self.sizes.items()
         }
+        for perm in self.signed:
+            shape = (num, self.sizes[perm])
+            bits = torch.randint(2, shape, generator=rng, device=rng.device)
+            drawn[f"{perm}{SIGN}"] = 2 * bits - 1
+        return drawn
+
+    def inverse(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> dict[str, Int[Tensor, "K n"]]:
+        """What undoes a transformation."""
+        found = {perm: perms[perm].argsort(-1) for perm in self.sizes}
+        for name in perms.keys() - found.keys():
+            found[name] = perms[name].gather(1, found[name.removesuffix(SIGN)])
+        return found
 
     def index(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> Int[Tensor, "K D"]:
         """The gather index of permutations: unit i of the result is unit perm[i] of what it is applied to."""
@@ -74,8 +96,27 @@ class Symmetry:
             parts.append(index.flatten(1))
         return torch.cat(parts, 1)
 
+    def factor(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> Float[Tensor, "K D"] | None:
+        """What signs multiply the entries of a permuted network with; None where there are none."""
+        signs = {name.removesuffix(SIGN): value for name, value in perms.items() if name.endswith(SIGN)}
+        if not signs:
+            return None
+        first = next(iter(signs.values()))
+        parts = []
+        for name, _, shape in self.spec.slices():
+            factor = torch.ones(len(first), *shape, device=first.device)
+            for axis, perm in enumerate(self.axes_to_perm[name]):
+                if perm in signs:
+                    along = [-1 if a == axis else 1 for a in range(len(shape))]
+                    factor = factor * signs[perm].view(len(first), *along)
+            parts.append(factor.flatten(1))
+        return torch.cat(parts, 1)
+
     def apply(
         self, theta: Float[Tensor, "K D"], perms: Mapping[str, Int[Tensor, "K n"]]
     ) -> Float[Tensor, "K D"]:
-        """Permuted networks with the same function."""
-        return theta.gather(1, self.index(perms)) if perms else theta
+        """Transformed networks with the same function: unit i of the result is unit perm[i] times sign[i]."""
+        if not perms:
+            return theta
+        moved, factor = theta.gather(1, self.index(perms)), self.factor(perms)
+        return moved if factor is None else moved * factor

@@ -1,6 +1,7 @@
 """train_stack: K runs in lock-step, the inner loop of the factory."""
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -95,16 +96,31 @@ def _train_block(
             checkpoints[which] = task.spec.flatten(picked).to("cpu", dtype)
         if step == plan.num_steps:
             break
-        for name, gradient in task.gradients(params, next_batch(params)).items():
+        for name, gradient in task.direction(params, next_batch(params)).items():
             params[name].grad = gradient
         optimizer.param_groups[0]["lr"] = peak_lr * plan.lr_at(step)
         optimizer.step()
-    measured = [task.metrics_of(part.to(device).float()) for part in checkpoints.unbind(1)]
-    metrics = {name: torch.stack([each[name].cpu() for each in measured], 1) for name in measured[0]}
-    rows = Rows(torch.tensor([run.run_id for run in runs]), saved, checkpoints, metrics)
+    rows = Rows(torch.tensor([run.run_id for run in runs]), saved, checkpoints, {})
     if plan.spacing == "metric":
-        return spread_over_metric(rows, f"validation_{task.metric}", plan.num_checkpoints)
-    return rows
+        pilot = _measured(task, lambda theta: {"pilot": task.pilot_metric(theta)}, rows.theta, device)
+        rows = spread_over_metric(rows._replace(metrics=pilot), "pilot", plan.num_checkpoints)
+    return rows._replace(metrics=_measured(task, task.metrics_of, rows.theta, device))
+
+
+def _measured(
+    task: Task,
+    measure: Callable[[Tensor], Mapping[str, Tensor]],
+    theta: Shaped[Tensor, "K S D"],
+    device: torch.device | str,
+) -> dict[str, Float[Tensor, "K S"]]:
+    """What `measure` says of all networks, of as many moments at a time as the task takes together."""
+    parts = [
+        measure(part.flatten(0, 1).to(device).float())
+        for part in theta.split(max(1, task.networks_at_once // len(theta)), 1)
+    ]
+    return {
+        name: torch.cat([part[name].cpu().view(len(theta), -1) for part in parts], 1) for name in parts[0]
+    }
 
 
 def stack_optimizer(
@@ -132,13 +148,21 @@ def check_plan(task: Task, plan: RunPlan) -> None:
     """Refuse a plan that the task cannot follow, before anything is begun.
 
     Raises:
-        ValueError: batches larger than the data, a variation, initialisation or precision it does not know.
+        ValueError: batches larger than the data, a hyper-parameter, variation, initialisation or precision
+            that it does not know.
     """
+    unknown = sorted(plan.hyper.keys() - task.hyper.keys())
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], task.hyper, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        known = ", ".join(f"{name} ({value:g})" for name, value in task.hyper.items()) or "none of its own"
+        raise ValueError(f"hyper has {', '.join(unknown)}; {hint}{task.id} knows (default): {known}")
     rng = seeded(plan.seed)
     extreme = Variation(
         label_noise=plan.label_noise[1:],
         data_fraction=plan.data_fraction[:1],
         gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
+        hyper={name: bounds[1:] for name, bounds in plan.hyper.items()},
     )
     task.with_products(plan.precision, compile=plan.compile).sampler([rng], max(plan.batch_size), extreme)
     for rule in plan.init:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import io
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
             parsed = tyro.cli(
                 options,
                 args=args,
-                default=options(default, where()),
+                default=options(_without_dicts(default), where()),
                 prog=f"theta {name}",
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
@@ -174,7 +175,32 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
         if stop.code:
             raise ValueError(_one_line(errors.getvalue())) from None
         raise
-    return parsed.config, parsed.ray
+    return _with_dicts(parsed.config, default), parsed.ray
+
+
+def _without_dicts(config: Any) -> Any:
+    """A config whose dicts are empty, as tyro wants them to take NAME VALUE pairs."""
+    return _with_each_dict(config, lambda _: {})
+
+
+def _with_dicts(config: Any, default: Any) -> Any:
+    """What the dicts of a default hold, a preset's, with what was given on top."""
+    return _with_each_dict(config, lambda path: _at(default, path) | _at(config, path))
+
+
+def _with_each_dict(config: Any, value: Callable[[tuple[str, ...]], dict], path: tuple[str, ...] = ()) -> Any:
+    changes = {}
+    for each in dataclasses.fields(config):
+        old = getattr(config, each.name)
+        if isinstance(old, dict):
+            changes[each.name] = value((*path, each.name))
+        elif dataclasses.is_dataclass(old):
+            changes[each.name] = _with_each_dict(old, value, (*path, each.name))
+    return dataclasses.replace(config, **changes)
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(getattr, path, config)
 
 
 def _absolute(config: Any) -> Any:

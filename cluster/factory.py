@@ -108,7 +108,27 @@ def smoke() -> FactoryConfig:
     return FactoryConfig(num_runs=64, stack_size=16, plan=RunPlan(num_steps=100, num_checkpoints=12))
 
 
-PRESETS = {each.__name__: each for each in (digits, mnist, published, diverse, smoke)}
+def cartpole() -> FactoryConfig:
+    """10,000 CartPole policies trained by PPO for 41,000 steps of the environment, 50 checkpoints."""
+    plan = RunPlan(
+        num_steps=640,
+        batch_size=(128,),
+        optimizer=("adamw",),
+        lr=(0.15, 0.15),
+        weight_decay=(0.0, 0.0),
+        hyper=_fixed(discount=0.99, gae_lambda=0.98, clip=0.3, value_lr=0.015, max_grad_norm=0.3),
+        num_checkpoints=50,
+        spacing="metric",
+    )
+    task = "rl_tasks:cartpole-v0?epochs=2"
+    return FactoryConfig(task=task, num_runs=10_000, plan=plan)
+
+
+def _fixed(**values: float) -> dict[str, tuple[float, float]]:
+    return {name: (value, value) for name, value in values.items()}
+
+
+PRESETS = {each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole)}
 
 
 @dataclass(frozen=True, kw_only=True)

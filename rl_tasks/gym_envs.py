@@ -49,6 +49,8 @@ class GymCopies(StackedEnv):
     anew when it is restarted.
     """
 
+    at_once = 64
+
     def __init__(self, env_id: str, max_steps: int | None = None):
         self.env_id, self._spec = env_id, find_spec(env_id)
         first = self._make()

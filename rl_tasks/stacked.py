@@ -45,6 +45,8 @@ class StackedEnv(ABC):
     spaces: Spaces
     max_steps: int
     """The time limit: the step of that number reports truncated, and terminated if it is that too."""
+    at_once: int = 4096
+    """Copies to step together where there are many more to step: enough for numpy, few enough for caches."""
     notes: tuple[str, ...] = ()
     """What the user should know of this environment, one line each."""
     broken: Bool[np.ndarray, " N"]

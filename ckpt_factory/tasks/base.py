@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,6 +34,8 @@ class Variation:
     """Per group: share of the training data that is seen."""
     gamma: tuple[float, ...]
     """Per run: TaiLr's gamma, 0 for cross-entropy."""
+    hyper: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Per run: the task's own hyper-parameters that the plan sets, some of `Task.hyper`."""
 
     @property
     def is_plain(self) -> bool:
@@ -65,6 +67,12 @@ class Task(ABC):
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
     inputs: str = ""
     """How a network's input is made from raw data, for the cards of zoos and generators."""
+    sensitive: float = 0.0
+    """Share of networks whose metrics another processor may measure otherwise by more than rounding."""
+    networks_at_once: int = 1
+    """How many networks are evaluated together where many are; at least one of each run of a stack."""
+    hyper: Mapping[str, float] = {}
+    """Hyper-parameters of its own that a plan may set per run, and what they are where it does not."""
     notes: tuple[str, ...] = ()
     """What whoever uses the task should know of it, one line each; said when a zoo is made."""
 
@@ -95,6 +103,10 @@ class Task(ABC):
         theta = self.spec.flatten(params).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(theta, batch).sum(), theta)
         return self.spec.unflatten(gradient)
+
+    def direction(self, params: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        """What the optimizer is given: the gradients, or what the task makes of them (clipped norms)."""
+        return self.gradients(params, batch)
 
     def with_products(self, precision: str, *, compile: bool = False) -> "Task":
         """This task with matrix products of that precision, its inner loop compiled or not.
@@ -136,6 +148,10 @@ class Task(ABC):
             for split in SPLITS
             for name, values in self.evaluate(theta, split).items()
         }
+
+    def pilot_metric(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
+        """An estimate of the validation metric to choose checkpoints by, where a cheaper one will do."""
+        return self.evaluate(theta, "validation")[self.metric]
 
 
 def seeded(*entropy: int) -> torch.Generator:

@@ -34,6 +34,7 @@ DIVERSE = RunPlan(
     block_size=4,
     num_checkpoints=5,
     spacing="random",
+    hyper={"clip": (0.1, 0.3), "discount": (0.9, 0.9)},
 )
 IMPORTED = Imported(source="hub of somebody", num_checkpoints=4, group_size=2)
 
@@ -68,8 +69,9 @@ def test_settings_of_a_units_runs_are_those_drawn_and_those_shared(digits: Task)
     settings = header_of(digits, DIVERSE).unit_settings(1)
     for run_id, found in zip(range(4, 8), settings, strict=True):
         run = DIVERSE.run(run_id)
-        assert {name: found[name] for name in vars(run)} == vars(run)
-        shared = {name: value for name, value in found.items() if name not in vars(run)}
+        own = {name: value for name, value in vars(run).items() if name != "hyper"} | run.hyper
+        assert {name: found[name] for name in own} == own
+        shared = {name: value for name, value in found.items() if name not in own}
         assert shared == {
             "seed": 2,
             "num_steps": 12,
@@ -81,6 +83,15 @@ def test_settings_of_a_units_runs_are_those_drawn_and_those_shared(digits: Task)
         {"run_id": 8, "order_id": 4, "source": "hub of somebody", "name": "a"},
         {"run_id": 9, "order_id": 4, "source": "hub of somebody", "name": "b"},
     ]
+
+
+def test_headers_without_hyper_parameters_are_what_they_were_before_there_were_any(digits: Task) -> None:
+    """Shards carry the checksum of zoo.json: a zoo made before goes on with the same bytes."""
+    before = header_of(digits, RunPlan()).to_json()
+    assert "hyper" not in before
+    assert ZooHeader.from_json(before).plan == RunPlan()
+    assert "hyper" not in header_of(digits, RunPlan()).unit_settings(0)[0]
+    assert json.loads(header_of(digits, DIVERSE).to_json())["plan"]["hyper"]["clip"] == [0.1, 0.3]
 
 
 def test_imported_runs_cannot_be_made_anew(digits: Task) -> None:
@@ -136,9 +147,10 @@ def test_the_runs_table_has_a_column_for_all_that_varies(diverse_zoo: Zoo) -> No
     assert len(rows) == 10
     for run_id, row in enumerate(rows):
         run = DIVERSE.run(run_id)
-        assert {name: row[name] for name in vars(run)} == vars(run)
+        own = {name: value for name, value in vars(run).items() if name != "hyper"} | run.hyper
+        assert {name: row[name] for name in own} == own
         assert (row["seed"], row["schedule_every"], row["status"]) == (2, 3, "finished")
-    for name in ("batch_size", "init", "loss", "label_noise", "data_fraction", "gamma", "momentum"):
+    for name in ("batch_size", "init", "loss", "label_noise", "data_fraction", "gamma", "clip"):
         assert len(set(table[name].to_pylist())) > 1, name
     column = "final_" + diverse_zoo.header.prompted
     query = f"select loss, min({column}) from '{diverse_zoo.path}/runs/*.parquet' group by loss order by loss"

@@ -89,7 +89,7 @@ def test_everything_is_drawn_independently(many_runs: list[RunSettings]) -> None
 
 
 def test_optimizer_and_batch_size_are_drawn_per_block_data_per_group_and_the_rest_per_run() -> None:
-    runs = [asdict(run) for run in DIVERSE.runs(range(240))]
+    runs = [run.columns() for run in DIVERSE.runs(range(240))]
     assert {"run_id"} | PER_RUN | PER_GROUP | PER_BLOCK == set(runs[0])
     for names, size in ((PER_BLOCK, 6), (PER_GROUP, 3)):
         parts = [runs[i : i + size] for i in range(0, len(runs), size)]
@@ -230,5 +230,38 @@ def test_streams_of_one_seed_are_different_ones() -> None:
     runs = plan.runs([5])
     (init,), (order,) = plan.init_rngs(runs), plan.order_rngs(runs)
     drawn = [torch.rand(1, generator=init).item(), torch.rand(1, generator=order).item()]
-    drawn += [float(np.random.default_rng([3, stream, 5]).random()) for stream in range(2, 6)]
-    assert len(set(drawn)) == 6
+    drawn += [float(np.random.default_rng([3, stream, 5]).random()) for stream in range(2, 7)]
+    assert len(set(drawn)) == 7
+
+
+def test_a_tasks_own_hyper_parameters_are_uniform_and_independent_of_what_else_there_is() -> None:
+    plan = RunPlan(seed=3, hyper={"clip": (0.1, 0.3), "entropy": (0.0, 1.0), "discount": (0.99, 0.99)})
+    drawn = [run.hyper for run in plan.runs(range(400))]
+    clip, entropy = (np.array([each[name] for each in drawn]) for name in ("clip", "entropy"))
+    assert kstest((clip - 0.1) / 0.2, "uniform").pvalue > 0.01
+    assert kstest(entropy, "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(clip, entropy)[0, 1]) < 0.15  # 3 standard errors of 400 independent pairs
+    assert {each["discount"] for each in drawn} == {0.99}
+    fewer = replace(plan, hyper={"clip": (0.1, 0.3)}, num_steps=70)
+    assert [run.hyper["clip"] for run in fewer.runs(range(5))] == clip[:5].tolist()
+    rest = [replace(run, hyper={}) for run in plan.runs(range(9))]
+    assert rest == RunPlan(seed=3).runs(range(9)), "other settings are drawn as without"
+    variation = plan.variation(plan.runs(range(4, 7)))
+    assert variation.hyper["clip"] == tuple(clip[4:7])
+    assert variation.is_plain
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"clip": (0.3, 0.1)}, r"hyper clip is \(0.3, 0.1\); expected low <= high"),
+        ({"clip": (0.1, float("inf"))}, "expected low <= high, both finite"),
+        ({"gamma": (0.1, 0.2)}, "hyper has gamma, which every plan has"),
+        ({"seed": (0.1, 0.2)}, "hyper has seed, which every plan has"),
+    ],
+)
+def test_hyper_parameters_that_are_no_ranges_or_taken_are_refused(
+    hyper: dict[str, tuple[float, float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunPlan(hyper=hyper)

@@ -50,6 +50,52 @@ def test_inverse_is_argsort(sizes: tuple[int, ...], seed: int) -> None:
     assert torch.equal(symmetry.index(inverse), symmetry.index(p).argsort(1))
 
 
+def signed_symmetry_of(sizes: tuple[int, ...]) -> Symmetry:
+    plain = symmetry_of(sizes)
+    return Symmetry(plain.spec, plain.axes_to_perm, tuple(plain.sizes))
+
+
+@given(SIZES.filter(lambda s: len(s) > 2), SEEDS)
+def test_signs_of_units_between_odd_activations_preserve_the_function_and_have_inverses(
+    sizes: tuple[int, ...], seed: int
+) -> None:
+    symmetry = signed_symmetry_of(sizes)
+    rng, theta = drawn(symmetry, seed)
+    perms = symmetry.random(K, rng=rng)
+    moved = symmetry.apply(theta, perms)
+    assert torch.equal(moved.abs(), theta.abs().gather(1, symmetry.index(perms)))
+    assert torch.equal(symmetry.apply(moved, symmetry.inverse(perms)), theta)
+    assert torch.equal(symmetry.apply(theta, symmetry.identity(K)), theta)
+    x = torch.randn(7, sizes[0], generator=rng)
+    for before, after in zip(theta, moved, strict=True):
+        outputs = []
+        for each in (before, after):
+            net = MLP(sizes)
+            net.load_state_dict(symmetry.spec.unflatten(each))
+            layers = [
+                layer for i in range(net.depth) for layer in (net.get_submodule(f"fc{i + 1}"), nn.Tanh())
+            ]
+            outputs.append(nn.Sequential(*layers[:-1])(x))
+        assert torch.allclose(*outputs, atol=1e-5)  # float32, another order of sums
+
+
+def test_both_signs_are_drawn_and_permutations_are_those_without() -> None:
+    signed, plain = signed_symmetry_of((3, 40, 20, 2)), symmetry_of((3, 40, 20, 2))
+    rngs = [torch.Generator().manual_seed(4) for _ in range(2)]
+    found, without = signed.random(K, rng=rngs[0]), plain.random(K, rng=rngs[1])
+    assert all(torch.equal(found[name], perm) for name, perm in without.items())
+    for name in ("P0/sign", "P1/sign"):
+        assert set(found[name].unique().tolist()) == {-1, 1}
+        assert found[name].float().mean().abs() < 0.5
+    assert plain.factor(without) is None
+
+
+def test_signs_of_unknown_permutations_are_refused() -> None:
+    plain = symmetry_of((3, 4, 2))
+    with pytest.raises(ValueError, match=r"signed has \['P7'\]; expected some of \['P0'\]"):
+        Symmetry(plain.spec, plain.axes_to_perm, ("P7",))
+
+
 @given(SIZES, SEEDS)
 def test_function_is_preserved(sizes: tuple[int, ...], seed: int) -> None:
     symmetry = symmetry_of(sizes)

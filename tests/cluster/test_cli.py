@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import ray.data
 import safetensors.torch
 import torch
 
+from ckpt_factory import RunPlan
 from ckpt_factory.zoo import HEADER, Zoo
-from cluster.cli import VERBS, command_of, run
+from cluster.cli import VERBS, _parse, command_of, run
+from cluster.factory import FactoryConfig
 from generator.artefact import CONFIG, WeightGenerator
 from generator.starts import STARTS
 
@@ -138,6 +141,24 @@ def test_a_task_with_options_goes_from_make_to_verify(ray_cluster: int, tmp_path
     assert json.loads((tmp_path / "v" / "result.json").read_text())["remeasured"] == 4
     table = ray.data.read_parquet(str(zoo / "checkpoints")).take_batch(2)
     assert set(table["task"]) == {made.header.task}
+
+
+def test_pairs_of_name_and_value_are_taken_on_top_of_a_presets() -> None:
+    command = command_of("make")
+    plan = RunPlan(hyper={"clip": (0.1, 0.2), "entropy": (0.0, 0.0)})
+    preset = FactoryConfig(plan=plan, options={"hidden": "8"})
+    command = replace(command, presets={"mine": lambda: preset})
+
+    def parsed(*args: str) -> FactoryConfig:
+        return _parse("make", command, ["--preset", "mine", *args])[0]
+
+    assert parsed() == preset
+    given = parsed("--hyper", "clip", "0.3", "0.4", "discount", "0.9", "1", "--options", "env", "X-v0")
+    assert given.plan.hyper == {"clip": (0.3, 0.4), "entropy": (0.0, 0.0), "discount": (0.9, 1.0)}
+    assert given.options == {"hidden": "8", "env": "X-v0"}
+    plain, _ = _parse("make", command, ["--hyper", "clip", "0.1", "0.3"])
+    assert plain.plan.hyper == {"clip": (0.1, 0.3)}
+    assert plain.options == {}
 
 
 def test_missing_foreign_or_damaged_zoo(

@@ -1,0 +1,97 @@
+"""The registered tasks: the contract, their options, and what they refuse."""
+
+import pickle
+
+import pytest
+import torch
+
+from ckpt_factory import RunPlan, Task, check_task, make
+from ckpt_factory.tasks.base import Variation, seeded
+from ckpt_factory.train import check_plan
+from rl_tasks.tasks import PolicyTask
+
+TASKS = ["cartpole-v0", "acrobot-v0", "mountaincar-continuous-v0", "pendulum-v0", "gym-v0?env=CartPole-v1"]
+
+
+def policies(id: str) -> PolicyTask:
+    task = make(f"rl_tasks:{id}")
+    assert isinstance(task, PolicyTask)
+    return task
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "cartpole-v0?episodes=4&max_steps=100",
+        "cartpole-v0?activation=tanh&algorithm=es&episodes=4&max_steps=50",
+        "pendulum-v0?episodes=4&max_steps=50",
+    ],
+)
+def test_tasks_keep_the_contract(id: str) -> None:
+    check_task(policies(id))
+
+
+@pytest.mark.parametrize("id", TASKS)
+def test_every_task_is_made_measured_and_pickled(id: str) -> None:
+    task = policies(f"{id}{'&' if '?' in id else '?'}max_steps=20&episodes=4")
+    theta = task.init([seeded(0, k) for k in range(2)])
+    metrics = task.evaluate(theta, "validation")
+    assert set(metrics) == set(task.metrics)
+    assert (metrics["return"] != 0).all()
+    assert task.objective == "max"
+    copy = pickle.loads(pickle.dumps(task))
+    assert torch.equal(copy.evaluate(theta, "validation")["return"], metrics["return"])
+
+
+def test_cartpole_is_the_published_policy() -> None:
+    task = policies("cartpole-v0")
+    assert task.spec.sizes == (128, 32, 1024, 32, 64, 2)
+    assert "SELU" in str(task.module())
+    assert task.setting.env.max_steps == 500
+    assert policies("pendulum-v0").spec.names[0] == "log_std"
+
+
+def test_options_are_honoured() -> None:
+    task = policies("cartpole-v0?activation=tanh&hidden=16,8&max_steps=50&copies=2&rollout=8&epochs=5")
+    assert task.spec.sizes == (64, 16, 128, 8, 16, 2)
+    assert task.symmetry.signed == ("P0", "P1")
+    assert task.setting.env.max_steps == 50
+    assert task.env_steps(1, 16) == 16
+    assert task.env_steps(6, 16) == 32
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("cartpole-v0?hidden=32,x", "hidden is '32,x'; expected numbers of units with commas"),
+        ("cartpole-v0?hidden=0", "hidden is '0'; expected numbers"),
+        ("cartpole-v0?episodes=3", "episodes is 3; expected an even number, at least 4"),
+        ("cartpole-v0?activation=gelu", "activation"),
+        ("cartpole-v0?algorithm=es&epochs=3", "copies, rollout and epochs are options of algorithm ppo"),
+        ("cartpole-v0?trials=3", "trials of es; algorithm is 'ppo'"),
+        ("cartpole-v0?copies=0", "at least 1"),
+        ("gym-v0?env=CartPol-v1", "Did you mean 'CartPole-v1'"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(id: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        policies(id)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_for_labelled_data_is_refused() -> None:
+    task = policies("cartpole-v0")
+    noisy = Variation(label_noise=(0.1,), data_fraction=(1.0,), gamma=(0.0,))
+    with pytest.raises(ValueError, match="has no labels"):
+        task.sampler([seeded(0)], 64, noisy)
+    with pytest.raises(ValueError, match="expected a divisor of the 512 transitions"):
+        check_plan(task, RunPlan(batch_size=(100,)))
+
+
+def test_hyper_parameters_that_a_task_does_not_know_are_refused(digits: Task) -> None:
+    task = policies("cartpole-v0")
+    check_plan(task, RunPlan(batch_size=(64,), hyper={"clip": (0.1, 0.3)}))
+    with pytest.raises(ValueError, match=r"hyper has clipp; did you mean 'clip'\? .*discount \(0.99\)"):
+        check_plan(task, RunPlan(batch_size=(64,), hyper={"clipp": (0.1, 0.3)}))
+    with pytest.raises(ValueError, match=r"hyper has clip; digits-mlp-v0 knows .*: none of its own"):
+        check_plan(digits, RunPlan(hyper={"clip": (0.1, 0.3)}))
