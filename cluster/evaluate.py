@@ -1,7 +1,7 @@
 """Evaluating a generator on the cluster: a remote call a seed, and one a part of the zoo for distances."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ckpt_factory import make
+from ckpt_factory import Task, make, with_options
 from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.evaluate import (
+    HeldOut,
     held_out_runs,
+    measured_again,
     nearest_distance,
     networks_of_metric,
     prompt_grid,
@@ -24,6 +26,7 @@ from generator.evaluate import (
     training_checkpoints,
 )
 from generator.prompt import check_prompts
+from generator.starts import STARTS, recursive_curves
 
 from .command import Command
 from .progress import ProgressBar, say
@@ -46,7 +49,8 @@ class EvaluateConfig:
     num_networks: int = 64
     """Held-out initialisations to start from."""
     num_prompts: int = 20
-    """Prompts for each, linear from the best metric to 0.9 of the start network's."""
+    """Prompts for each, linear from the best metric to a share of the start network's: 0.9 of losses, 1 of
+    returns."""
     best_prompt: float | None = None
     """The best prompt; default the best validation metric of the training runs."""
     num_seeds: int = 3
@@ -57,6 +61,13 @@ class EvaluateConfig:
     """Ancestral (ddpm) or deterministic (ddim) sampling."""
     distance_networks: int = 32
     """Networks whose distance to all training checkpoints is measured; 0 measures none."""
+    episodes: int | None = None
+    """Episodes that every network is measured by, for tasks of that option; default as in the zoo. Of the zoo
+    only held-out runs are measured again: the retrieval control keeps the zoo's metrics."""
+    ood: int = 0
+    """Updates in a row, always for the best metric, of starts unlike the zoo's (halved, doubled, orthogonal,
+    uniform) and of its own; 0: none, 10 as published. They cost 5 times so many updates for each network, the
+    prompts `num_prompts` times `num_seeds`."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -65,26 +76,66 @@ class EvaluateConfig:
             ("num_seeds", 1),
             ("steps", 1),
             ("distance_networks", 0),
+            ("ood", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
+    """The zoo's task, with as many episodes as asked for.
+
+    Raises:
+        ValueError: the task knows no episodes, or its images are not there.
+    """
+    id = zoo.header.task
+    if config.episodes is not None:
+        try:
+            id = with_options(id, episodes=config.episodes)
+        except ValueError as error:
+            raise ValueError(f"episodes is {config.episodes}, but {error}; leave --episodes out") from None
+    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
 
 
 @ray.remote(num_cpus=1)
 def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
-    starts = held_out_runs(zoo, generator, config.num_networks).theta[:, 0]
     return prompt_grid(
         generator,
-        make(zoo.header.task, data=data),
-        starts,
+        task_of(config, zoo, data),
+        held_out_runs(zoo, generator, config.num_networks).theta[:, 0],
         seed=seed,
         num_prompts=config.num_prompts,
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
     )
+
+
+@ray.remote(num_cpus=1)
+def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    return recursive_curves(
+        generator,
+        task_of(config, zoo, data),
+        held_out_runs(zoo, generator, config.num_networks).theta[:, 0],
+        kind,
+        seed=0,
+        updates=config.ood,
+        best=config.best_prompt,
+        steps=config.steps,
+        sampler=config.sampler,
+    )
+
+
+@ray.remote(num_cpus=1)
+def measured_remotely(config: EvaluateConfig, data: Any) -> HeldOut:
+    torch.set_num_threads(1)
+    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    held_out = held_out_runs(zoo, generator, config.num_networks)
+    return measured_again(held_out, task_of(config, zoo, data))
 
 
 @ray.remote(num_cpus=1)
@@ -97,7 +148,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a generator on the connected cluster; returns what `result.json` says and writes the arrays.
 
     Raises:
-        ValueError: generator and zoo do not belong together.
+        ValueError: generator and zoo do not belong together, or the task has no such option.
     """
     started = time.monotonic()
     check_writable(config.out)
@@ -105,7 +156,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_belongs(generator, zoo)
     for warning in check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,)):
         say(warning, label="warning")
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of(config, zoo)
     held_out = held_out_runs(zoo, generator, config.num_networks)
     if missing := zoo.header.num_units - len(zoo.finished_units()):
         say(
@@ -114,29 +165,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             label="warning",
         )
     data = ray.put(getattr(task, "data", None))
-    steps = config.num_seeds + (4 if config.distance_networks else 0)
-    with ProgressBar("evaluate", steps, "parts") as bar:
-        grids = []
-        for ref in [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]:
-            grids.append(ray.get(ref))
-            bar.update(len(grids))
+    kinds = list(STARTS) if config.ood else []
+    refs = [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]
+    refs += [curves_of_start.remote(config, data, kind) for kind in kinds]
+    refs += [measured_remotely.remote(config, data)] if config.episodes is not None else []
+    with ProgressBar("evaluate", len(refs) + (4 if config.distance_networks else 0), "parts") as bar:
+        done = []
+        for ref in refs:
+            done.append(ray.get(ref))
+            bar.update(len(done))
+        grids, curves = done[: config.num_seeds], dict(zip(kinds, done[config.num_seeds :], strict=False))
+        held_out = done[-1] if config.episodes is not None else held_out
         training = training_checkpoints(zoo, generator.origin.num_training_runs)
-        arrays = {"run_ids": torch.tensor(held_out.run_ids)}
-        if config.distance_networks:
-            made = grids[0]["theta"][: config.distance_networks, 0]
-            reached = grids[0][generator.origin.prompted][: config.distance_networks, 0]
-            matched = networks_of_metric(held_out, generator.origin.prompted, reached)
-            queries = ray.put(torch.cat([made, matched]))
-            parts = [zoo.finished_units()[i::4] for i in range(4)]
-            found = []
-            for ref in [distances_in_part.remote(config, queries, part) for part in parts]:
-                found.append(ray.get(ref))
-                bar.update(len(grids) + len(found))
-            arrays["distance_generated"], arrays["distance_held_out"] = (
-                torch.stack(found).amin(0).split(len(made))
-            )
-    result, more = summarise(generator, held_out, grids, training)
-    arrays |= more
+        arrays = _distances(config, generator, zoo, held_out, grids[0], lambda n: bar.update(len(done) + n))
+    result, more = summarise(generator, held_out, grids, training, task)
+    arrays |= more | {"run_ids": torch.tensor(held_out.run_ids)}
     if "distance_generated" in arrays:
         generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
         result |= {
@@ -144,6 +187,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "distance_held_out": float(reference),
             "distance_ratio": float(generated / reference),
         }
+    for kind, curve in curves.items():
+        arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
+        result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
@@ -157,6 +203,30 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "num_seeds": config.num_seeds,
         "wall_s": time.monotonic() - started,
     }
+
+
+def _distances(
+    config: EvaluateConfig,
+    generator: WeightGenerator,
+    zoo: Zoo,
+    held_out: HeldOut,
+    grid: dict[str, Any],
+    report: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """Distances to the nearest training checkpoint, of networks made and of held-out ones of equal metric."""
+    if not config.distance_networks:
+        return {}
+    made = grid["theta"][: config.distance_networks, 0]
+    reached = grid[generator.origin.prompted][: config.distance_networks, 0]
+    matched = networks_of_metric(held_out, generator.origin.prompted, reached)
+    queries = ray.put(torch.cat([made, matched]))
+    parts = [zoo.finished_units()[i::4] for i in range(4)]
+    found = []
+    for ref in [distances_in_part.remote(config, queries, part) for part in parts]:
+        found.append(ray.get(ref))
+        report(len(found))
+    generated, reference = torch.stack(found).amin(0).split(len(made))
+    return {"distance_generated": generated, "distance_held_out": reference}
 
 
 def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
@@ -184,7 +254,7 @@ def _check(config: EvaluateConfig) -> None:
             "task on its validation and test data: import it again with --evaluate"
         )
     check_belongs(WeightGenerator.load(config.generator), zoo)
-    make(zoo.header.task, data_root=config.data_root)
+    task_of(config, zoo)
 
 
 COMMAND = Command(

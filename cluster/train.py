@@ -116,10 +116,11 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
     rng = torch.Generator().manual_seed(config.training.seed)
     seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
-    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen)
+    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
     origin = Origin.of_zoo(zoo, num_training)
+    reference = reservoir.best(zoo.header.objective)
     return WeightGenerator.untrained(
-        origin, coordinates, scaling, config.training.model, config.training.seed
+        origin, coordinates, scaling, config.training.model, config.training.seed, reference
     )
 
 
@@ -172,7 +173,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     feed.begin(state["step"] if state else 0)
     train(
         generator.model,
-        feed.draw,
+        lambda step, num, rng: generator.arrange(feed.draw(step, num, rng), rng=rng),
         generator.scaling,
         config,
         report=report,

@@ -20,11 +20,14 @@ from ckpt_factory.zoo import HEADER, Zoo, sha256
 from .conditioning import Scaling
 from .coordinates import Coordinates
 from .diffusion import timesteps
-from .dit import DiTConfig, WeightDiT
+from .dit import Denoiser, DiTConfig
+from .layouts import LAYOUTS, Layout, arrange, canonical_index
+from .pairs import Pairs
 from .samplers import SAMPLERS
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
+REFERENCE = "reference"
 SCALES = ("start_mean", "start_scale", "update_scale")
 
 
@@ -62,16 +65,34 @@ class WeightGenerator:
     origin: Origin
     coordinates: Coordinates
     scaling: Scaling
-    model: WeightDiT
+    model: Denoiser
+    reference: Float[Tensor, " Z"] | None = None
+    """The network, in coordinates, whose order of units others are brought into; for such layouts alone."""
 
     @classmethod
     def untrained(
-        cls, origin: Origin, coordinates: Coordinates, scaling: Scaling, config: DiTConfig, seed: int
+        cls,
+        origin: Origin,
+        coordinates: Coordinates,
+        scaling: Scaling,
+        config: DiTConfig,
+        seed: int,
+        reference: Float[Tensor, " Z"] | None = None,
     ) -> "WeightGenerator":
-        """A generator before training, which returns every start network as it is."""
+        """A generator before training, which returns every start network as it is.
+
+        Args:
+            reference: any network in coordinates, kept where the layout of the config needs one.
+        """
+        layout = LAYOUTS[config.tokens]
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
-            return cls(origin, coordinates, scaling, WeightDiT(coordinates.tokens, config))
+            model = layout.make(coordinates, config)
+        return cls(origin, coordinates, scaling, model, reference if layout.sorts else None)
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.model.config.tokens]
 
     @property
     def metric(self) -> str:
@@ -82,6 +103,10 @@ class WeightGenerator:
     def best_metric(self) -> float:
         """The best metric of all training checkpoints."""
         return self.scaling.metric_range[0 if self.origin.objective == "min" else 1]
+
+    def arrange(self, pairs: Pairs, *, rng: torch.Generator) -> Pairs:
+        """Training pairs in the order of units that the layout wants, the same on both networks of a pair."""
+        return arrange(self.layout, self.coordinates, pairs, reference=self.reference, rng=rng)
 
     @torch.no_grad()
     def update(
@@ -116,6 +141,10 @@ class WeightGenerator:
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
         z = self.coordinates.encode(theta)
+        index = None
+        if self.layout.sorts and self.coordinates.symmetry.sizes:
+            index = canonical_index(self.coordinates, z, self.reference)
+            z = z.gather(1, index)
         start = self.scaling.start(z)
         metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
 
@@ -124,6 +153,8 @@ class WeightGenerator:
 
         noise = torch.randn(z.shape, generator=rng).to(z)
         u = SAMPLERS[sampler](denoise, noise, timesteps(steps).to(z), rng=rng)
+        if index is not None:
+            u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -138,8 +169,11 @@ class WeightGenerator:
             "metric_range": list(self.scaling.metric_range),
             "metric_moments": list(self.scaling.metric_moments),
             "log_metric": self.scaling.log_metric,
+            "from_best": self.scaling.from_best,
         }
         scales = {name: getattr(self.scaling, name) for name in SCALES}
+        if self.reference is not None:
+            scales[REFERENCE] = self.reference
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
@@ -160,10 +194,10 @@ class WeightGenerator:
             metric_range=(low, high),
             log_metric=fields["log_metric"],
             metric_moments=(mean, std, log_mean, log_std),
+            from_best=fields.get("from_best", False),  # generators saved before had none
         )
-        return cls.untrained(
-            Origin(**fields["origin"]), coordinates, scaling, DiTConfig(**fields["model"]), seed
-        )
+        config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
+        return cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""

@@ -23,7 +23,9 @@ Given a network, its {origin.prompted} and a prompted one, it makes the updated 
 | input | {origin.inputs or "as the task gives it"} |
 | metric | {origin.prompted}, {origin.objective}; \
 seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
-| model | WeightDiT, width {config.width}, depth {config.depth}, {training["parameters"]:,} parameters |
+| tokens | {config.tokens} |
+| model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
+{training["parameters"]:,} parameters |
 | coordinates | {layers or "parameters as they are"} |
 | trained on | {training["training_runs"]:,} runs \
 ({training["held_out_runs"]:,} more are held out, ids from {origin.num_training_runs}) |

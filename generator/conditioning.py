@@ -1,6 +1,6 @@
 """Scaling: the units in which the denoiser sees networks, updates and metrics."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from .coordinates import Coordinates
 from .pairs import Pairs
+
+BEST_BAND = 0.02
+"""Share of the metric's range below which distances to the best one look alike."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Scaling:
     metric_range: tuple[float, float]
     """Smallest and largest metric of all training checkpoints."""
     log_metric: bool
-    """Whether all metrics were positive, so that their logarithm is a second view of them."""
+    """Whether the metric's logarithm is a second view of it: of losses, where all of them are positive."""
     metric_moments: tuple[float, float, float, float]
-    """Mean and standard deviation of the metric, and of its logarithm."""
+    """Mean and standard deviation of the metric, and of its second view."""
+    from_best: bool = False
+    """Whether the second view is the logarithm of the distance to the best metric, for returns."""
 
     @classmethod
-    def fit(cls, coordinates: Coordinates, pairs: Pairs, seen: Float[Tensor, " C"]) -> "Scaling":
+    def fit(
+        cls, coordinates: Coordinates, pairs: Pairs, seen: Float[Tensor, " C"], objective: str = "min"
+    ) -> "Scaling":
         """Scales from a sample of training pairs; `seen` are the metrics of all training checkpoints."""
         update = pairs.target - pairs.start
         start_mean, start_scale, update_scale = (torch.zeros(coordinates.Z) for _ in range(3))
@@ -43,17 +50,20 @@ class Scaling:
             start_scale[index] = pairs.start[:, index].std().clamp_min(1e-8)
             update_scale[index] = update[:, index].square().mean().sqrt().clamp_min(1e-8)
         metric = torch.cat([pairs.start_metric, pairs.prompt])
-        logs = bool((metric > 0).all())
-        log = metric.log() if logs else torch.zeros_like(metric)
-        moments = (metric.mean(), metric.std().clamp_min(1e-8), log.mean(), log.std().clamp_min(1e-8))
-        return cls(
+        found = cls(
             start_mean,
             start_scale,
             update_scale,
             (float(seen.min()), float(seen.max())),
-            logs,
-            (float(moments[0]), float(moments[1]), float(moments[2]), float(moments[3])),
+            objective == "min" and bool((metric > 0).all()),
+            (0.0, 1.0, 0.0, 1.0),
+            objective == "max",
         )
+        first, second = found.metric(metric).unbind(1)
+        moments = (
+            x for view in (first, second) for x in (float(view.mean()), float(view.std().clamp_min(1e-8)))
+        )
+        return replace(found, metric_moments=tuple(moments))  # pyright: ignore[reportArgumentType]
 
     def start(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:
         return (z - self.start_mean.to(z)) / self.start_scale.to(z)
@@ -65,8 +75,12 @@ class Scaling:
         return u * self.update_scale.to(u)
 
     def metric(self, value: Float[Tensor, " B"]) -> Float[Tensor, "B 2"]:
-        """Standardised metric and log-metric: the one tells bad ones apart, the other good ones."""
-        mean, std, log_mean, log_std = self.metric_moments
-        smallest = max(self.metric_range[0], 1e-6) / 10
-        log = value.clamp_min(smallest).log() if self.log_metric else torch.zeros_like(value)
-        return torch.stack([(value - mean) / std, (log - log_mean) / log_std], -1)
+        """Standardised metric and a second view of it: the one tells bad ones apart, the other good ones."""
+        mean, std, other_mean, other_std = self.metric_moments
+        low, high = self.metric_range
+        other = torch.zeros_like(value)
+        if self.log_metric:
+            other = value.clamp_min(max(low, 1e-6) / 10).log()
+        elif self.from_best:  # rising with the metric, too; many returns are the best there is
+            other = -((high - value).clamp_min(0) + BEST_BAND * max(high - low, 1e-6)).log()
+        return torch.stack([(value - mean) / std, (other - other_mean) / other_std], -1)

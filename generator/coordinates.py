@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ckpt_factory import ParamSpec, Task
@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """theta (K, D) <-> coordinates z (K, Z): unit tokens (num_units, unit_width), then the rest token.
+    """theta (K, D) <-> coordinates z (K, Z): the units of each layer, the rest, the matrices between layers.
 
     The map is affine; `decode_update` is the linear way back for differences of networks. `Z` is smaller
     than D where layers are reduced to the leading directions of their inputs.
@@ -49,14 +49,8 @@ class Coordinates:
     def tokens(self) -> NeuronTokens:
         """The layout of z: as of the network, with reduced widths where a layer is reduced."""
         whole = NeuronTokens.of_network(self.spec, self.symmetry)
-        units: list[Slot] = []
-        for slot in whole.unit_slots:
-            layer = (
-                self.layers.get(slot.name.removesuffix(".weight")) if slot.name.endswith(".weight") else None
-            )
-            width = slot.width if layer is None or slot.axis != 0 else layer.basis.shape[1]
-            units.append(replace(slot, start=sum(s.width for s in units), width=width))
-        return replace(whole, unit_slots=tuple(units))
+        layers = [replace(layer, slots=self._narrowed(layer.slots)) for layer in whole.layers]
+        return replace(whole, layers=tuple(layers), rest_slots=self._narrowed(whole.rest_slots))
 
     @classmethod
     def fit(cls, task: Task, *, rank: int, floor: float = 1e-3) -> "Coordinates":
@@ -68,6 +62,8 @@ class Coordinates:
         """
         layers = {}
         for name, (mean, covariance) in (task.input_moments() if rank else {}).items():
+            if task.symmetry.axes_to_perm[f"{name}.weight"][1]:
+                continue  # inputs that are units themselves have no directions that all networks share
             variance, vectors = torch.linalg.eigh(covariance.double())
             scale = variance.clamp_min(0).sqrt().flip(0)
             kept = min(rank, int((scale > floor * scale[0]).sum()))
@@ -76,7 +72,23 @@ class Coordinates:
 
     @property
     def Z(self) -> int:
-        return self.tokens.num_units * self.tokens.unit_width + self.tokens.rest_width
+        return self.tokens.Z
+
+    @cached_property
+    def reduced(self) -> Symmetry:
+        """Names, shapes and permutations of the parameters that z is made of."""
+        shapes = (self._shape(name, shape) for name, _, shape in self.spec.slices())
+        return Symmetry(ParamSpec(self.spec.names, tuple(shapes)), self.symmetry.axes_to_perm)
+
+    @cached_property
+    def order(self) -> Int[Tensor, " Z"]:
+        """Places in z of the parameters that it is made of, flattened one after the other: z[:, order]."""
+        places = self._split(torch.arange(self.Z).unsqueeze(0))
+        return torch.cat([places[name].flatten() for name in self.spec.names])
+
+    def index(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> Int[Tensor, "K Z"]:
+        """As `Symmetry.index`, of coordinates: permuting units is z.gather(1, index)."""
+        return self.order[self.reduced.index(perms)[:, self.order.argsort()]]
 
     def encode(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, "K Z"]:
         params = self.spec.unflatten(theta)
@@ -97,37 +109,48 @@ class Coordinates:
 
     def slots(self) -> list[tuple[str, Tensor]]:
         """(parameter name, index of its coordinates in z), parameter by parameter."""
-        t = self.tokens
-        units = torch.arange(t.num_units * t.unit_width).view(t.num_units, t.unit_width)
-        rest = t.num_units * t.unit_width + torch.arange(t.rest_width)
-        return [(s.name, units[:, s.start : s.start + s.width].flatten()) for s in t.unit_slots] + [
-            (s.name, rest[s.start : s.start + s.width]) for s in t.rest_slots
-        ]
+        return [(name, self.order[part]) for name, part, _ in self.reduced.spec.slices()]
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a parameter in z: (units, directions) where its layer is reduced."""
+        layer = self.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        return shape if layer is None else (shape[0], layer.basis.shape[1])
+
+    def _narrowed(self, slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
+        found: list[Slot] = []
+        for slot in slots:
+            shape = self._shape(slot.name, slot.shape)
+            width = prod(shape) if slot.axis is None else prod(shape) // shape[slot.axis]
+            found.append(replace(slot, start=sum(s.width for s in found), width=width))
+        return tuple(found)
 
     def _join(self, params: Mapping[str, Tensor]) -> Tensor:
-        units = [
-            params[s.name].movedim(1 + (s.axis or 0), 1).flatten(2)
-            if params[s.name].ndim > 2
-            else params[s.name].unsqueeze(2)
-            for s in self.tokens.unit_slots
+        t, parts = self.tokens, []
+        for layer in t.layers:
+            units = [
+                params[s.name].movedim(1 + (s.axis or 0), 1).reshape(-1, layer.num_units, s.width)
+                for s in layer.slots
+            ]
+            parts += [torch.cat(units, 2).flatten(1)] if units else []
+        parts += [params[s.name].flatten(1) for s in t.rest_slots]
+        parts += [
+            params[m.name].movedim((1 + m.axes[0], 1 + m.axes[1]), (1, 2)).flatten(1) for m in t.matrices
         ]
-        rest = [params[s.name].flatten(1) for s in self.tokens.rest_slots]
-        return torch.cat([*([torch.cat(units, 2).flatten(1)] if units else []), *rest], 1)
+        return torch.cat(parts, 1)
 
-    def _split(self, z: Tensor) -> dict[str, Tensor]:
+    def _split(self, z: Shaped[Tensor, "K Z"]) -> dict[str, Tensor]:
         t, params = self.tokens, {}
-        units = z[:, : t.num_units * t.unit_width].view(len(z), t.num_units, t.unit_width)
-        for s in t.unit_slots:
-            rows = units[:, :, s.start : s.start + s.width]
-            full = (
-                (s.shape[0], s.width)
-                if s.axis == 0 and s.name.removesuffix(".weight") in self.layers
-                else s.shape
-            )
-            params[s.name] = _from_units(rows, s, full)
+        *layers, rest, matrices = (*t.parts[: len(t.layers) + 1], t.parts[len(t.layers) + 1 :])
+        for layer, part in zip(t.layers, layers, strict=True):
+            units = z[:, part].view(len(z), layer.num_units, layer.width)
+            for s in layer.slots:
+                rows = units[:, :, s.start : s.start + s.width]
+                params[s.name] = _unflatten(rows, self._shape(s.name, s.shape), (s.axis or 0,))
         for s in t.rest_slots:
-            start = t.num_units * t.unit_width + s.start
-            params[s.name] = z[:, start : start + s.width].unflatten(1, s.shape)
+            values = z[:, rest][:, s.start : s.start + s.width]
+            params[s.name] = _unflatten(values, self._shape(s.name, s.shape), ())
+        for m, part in zip(t.matrices, matrices, strict=True):
+            params[m.name] = _unflatten(z[:, part].view(len(z), *m.num_units, -1), m.shape, m.axes)
         return {name: params[name] for name in self.spec.names}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -149,8 +172,8 @@ class Coordinates:
         return cls(spec, symmetry, layers)
 
 
-def _from_units(rows: Float[Tensor, "K n w"], slot: Slot, shape: tuple[int, ...]) -> Any:
-    if len(slot.shape) == 1:
-        return rows.squeeze(2)
-    others = [n for axis, n in enumerate(shape) if axis != slot.axis]
-    return rows.unflatten(2, others).movedim(1, 1 + (slot.axis or 0))
+def _unflatten(values: Tensor, shape: tuple[int, ...], front: tuple[int, ...]) -> Tensor:
+    """Parameters of that shape from values (K, ...) in which the axes `front` stand first."""
+    others = [n for axis, n in enumerate(shape) if axis not in front]
+    values = values.reshape(len(values), *(shape[axis] for axis in front), *others)
+    return values.movedim(tuple(range(1, 1 + len(front))), tuple(1 + axis for axis in front))

@@ -1,7 +1,10 @@
 """WeightDiT: a diffusion transformer over the units of a network, equivariant to their permutation."""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +15,19 @@ from .tokens import NeuronTokens
 
 # Shapes: B batch, n units, T = n + 1 tokens, C model width, Z coordinates of a network.
 
+TokensName = Literal["units", "chunks", "canonical"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Size of the transformer."""
+    """Kind and size of the transformer."""
+
+    tokens: TokensName = "units"
+    """What a token is. units: a hidden unit, equivariant to their order, matrices between hidden layers as
+    features of pairs. chunks: a stretch of a parameter (Peebles et al. 2022), units shuffled at random in
+    training. canonical: chunks of networks whose units are brought into the order of a reference network."""
+    chunk: int | None = None
+    """Most parameters in a token of chunks; default 1000. Only for chunks and canonical."""
 
     width: int = 128
     """Features of a token."""
@@ -27,6 +39,11 @@ class DiTConfig:
     """Hidden width of a block's MLP over its width."""
 
     def __post_init__(self) -> None:
+        if self.chunk is not None and (self.tokens == "units" or self.chunk < 1):
+            raise ValueError(
+                f"chunk is {self.chunk} with tokens {self.tokens!r}; expected at least 1, and only with "
+                "chunks or canonical"
+            )
         for name in ("width", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
@@ -72,51 +89,31 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, -1)
-        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1)  # (B, T, C)
+        x = torch.addcmul(x, gate1, self.proj(self.attend(torch.addcmul(shift1, self.norm1(x), 1 + scale1))))
+        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
+        return torch.addcmul(x, gate2, self.mlp(h))
+
+    def attend(self, h: Tensor) -> Tensor:
         q, k, v = (
             self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )  # (B, heads, T, C / heads)
         # Plain products: on so few tokens a fused kernel is no gain; its bfloat16 backward is slow on CPU.
         scores = q @ k.mT * q.shape[-1] ** -0.5  # (B, heads, T, T)
-        h = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)  # (B, T, C)
-        x = torch.addcmul(x, gate1, self.proj(h))
-        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
-        return torch.addcmul(x, gate2, self.mlp(h))
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)  # (B, T, C)
 
 
-class WeightDiT(nn.Module):
-    """Denoiser of scaled updates: (u_t, t, start, metrics) -> the clean update u_0.
+class Denoiser(nn.Module, ABC):
+    """Of scaled updates: (u_t, t, start, metrics) -> the clean update u_0.
 
-    A token is one hidden unit, noised update and start network side by side. The start network is the global
-    residual: the network made is start + update, and the output layer starts at zero, so that an untrained
-    model returns the start network itself.
+    The start network is the global residual: the network made is start + update, and the output layers start
+    at zero, so that an untrained model returns the start network itself. What a token is, a subclass says.
     """
 
-    def __init__(self, tokens: NeuronTokens, config: DiTConfig):
+    def __init__(self, config: DiTConfig):
         super().__init__()
-        self.tokens, self.config = tokens, config
-        width = config.width
-        self.unit_in = nn.Linear(2 * tokens.unit_width, width) if tokens.num_units else None
-        self.rest_in = nn.Linear(2 * tokens.rest_width, width) if tokens.rest_width else None
-        self.time = ScalarEmbedding(1, width)
-        self.metrics = ScalarEmbedding(4, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.unit_out = nn.Linear(width, tokens.unit_width) if tokens.num_units else None
-        self.rest_out = nn.Linear(width, tokens.rest_width) if tokens.rest_width else None
-        self._initialise()
+        self.config = config
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        zeroed = [self.modulation, self.unit_out, self.rest_out, *[b.modulation for b in self.blocks]]  # pyright: ignore
-        for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the output as "no update"
-            if isinstance(layer, nn.Linear):
-                nn.init.zeros_(layer.weight)
-
+    @abstractmethod
     def forward(
         self,
         u_t: Float[Tensor, "B Z"],
@@ -131,23 +128,78 @@ class WeightDiT(nn.Module):
             start: scaled start network.
             metrics: scaled metric of the start network and prompt, two features each.
         """
-        condition = F.silu(self.time(4 * math.pi * t.unsqueeze(-1)) + self.metrics(metrics))  # (B, C)
-        n, w = self.tokens.num_units, self.tokens.unit_width
+
+    def _build_trunk(self, blocks: Sequence[nn.Module]) -> None:
+        """Everything between the first and the last layer; subclasses call it between making these."""
+        width = self.config.width
+        self.time = ScalarEmbedding(1, width)
+        self.metrics = ScalarEmbedding(4, width)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def _initialise(self, outputs: Sequence[nn.Module | None]) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        zeroed = [self.modulation, *outputs, *[block.modulation for block in self.blocks]]
+        for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the output as "no update"
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+
+    def _condition(self, t: Tensor, metrics: Tensor) -> Tensor:
+        return F.silu(self.time(4 * math.pi * t.unsqueeze(-1)) + self.metrics(metrics))  # (B, C)
+
+    def _last_norm(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
+
+
+class WeightDiT(Denoiser):
+    """Denoiser for networks of at most one hidden layer: a token is one unit, noised update and start network
+    side by side, and one more is the rest."""
+
+    def __init__(self, tokens: NeuronTokens, config: DiTConfig):
+        super().__init__(config)
+        (layer,) = tokens.layers or (None,)
+        self.tokens, width, rest = tokens, config.width, tokens.rest_width
+        self.unit_in = nn.Linear(2 * layer.width, width) if layer else None
+        self.rest_in = nn.Linear(2 * rest, width) if rest else None
+        self._build_trunk([Block(config) for _ in range(config.depth)])
+        self.unit_out = nn.Linear(width, layer.width) if layer else None
+        self.rest_out = nn.Linear(width, rest) if rest else None
+        self._initialise([self.unit_out, self.rest_out])
+
+    def forward(
+        self,
+        u_t: Float[Tensor, "B Z"],
+        t: Float[Tensor, " B"],
+        start: Float[Tensor, "B Z"],
+        metrics: Float[Tensor, "B 4"],
+    ) -> Float[Tensor, "B Z"]:
+        condition = self._condition(t, metrics)
+        *units, rest = self.tokens.parts
+        n = self.tokens.num_units
         both = torch.stack([u_t, start], 1)  # (B, 2, Z)
         x = []
         if self.unit_in is not None:
-            units = both[:, :, : n * w].unflatten(2, (n, w)).movedim(1, 2).flatten(2)  # (B, n, 2w)
-            x.append(self.unit_in(units))
+            x.append(self.unit_in(side_by_side(both[:, :, units[0]], n)))
         if self.rest_in is not None:
-            x.append(self.rest_in(both[:, :, n * w :].flatten(1)).unsqueeze(1))
+            x.append(self.rest_in(both[:, :, rest].flatten(1)).unsqueeze(1))
         x = torch.cat(x, 1)  # (B, T, C)
         for block in self.blocks:
             x = block(x, condition)  # (B, T, C)
-        shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
-        x = torch.addcmul(shift, self.norm(x), 1 + scale)
+        x = self._last_norm(x, condition)
         out = []
         if self.unit_out is not None:
             out.append(self.unit_out(x[:, :n]).flatten(1))
         if self.rest_out is not None:
             out.append(self.rest_out(x[:, -1]))
         return torch.cat(out, 1)  # (B, Z)
+
+
+def side_by_side(both: Float[Tensor, "B 2 nw"], num_units: int) -> Float[Tensor, "B n w2"]:
+    """Of every unit, the features in both networks."""
+    return both.unflatten(2, (num_units, -1)).movedim(1, 2).flatten(2)

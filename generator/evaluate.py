@@ -1,7 +1,8 @@
 """Evaluation on held-out runs and the test split: does the generator do as prompted, and what is it worth?"""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class HeldOut:
     steps: Int[Tensor, "N S"]
     theta: Float[Tensor, "N S D"]
     metrics: dict[str, Float[Tensor, "N S"]]
+    batch_sizes: list[int]
 
 
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
@@ -59,12 +61,39 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
         raise ValueError(
             f"zoo {zoo.path} has no finished held-out runs (ids from {first}); finish it with `theta make`"
         )
+    run_ids = torch.cat([part.run_ids for part in parts])[:most].tolist()
     return HeldOut(
-        torch.cat([part.run_ids for part in parts])[:most].tolist(),
+        run_ids,
         torch.cat([part.steps for part in parts])[:most],
         torch.cat([part.theta for part in parts])[:most],
         {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
+        [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)],
     )
+
+
+def measured_again(held_out: HeldOut, task: Task) -> HeldOut:
+    """The same runs with metrics that the task measures now, with more episodes perhaps than the zoo's."""
+    metrics = task.metrics_of(held_out.theta.flatten(0, 1))
+    shape = held_out.steps.shape
+    return replace(held_out, metrics={name: values.view(shape) for name, values in metrics.items()})
+
+
+def in_env_steps(task: Task, held_out: HeldOut, sgd: Float[Tensor, "seeds N"]) -> dict[str, float | int]:
+    """The equivalent optimizer steps, median, and all of a run, in steps of an environment, if there is one.
+
+    Every rollout counts that has begun; a run that never got there is infinite here, too.
+    """
+    count = getattr(task, "env_steps", None)
+    if count is None:
+        return {}
+    taken = [
+        float(count(math.ceil(each), size)) if math.isfinite(each) else each
+        for row in sgd.tolist()
+        for each, size in zip(row, held_out.batch_sizes, strict=True)
+    ]
+    ends = held_out.steps[:, -1].tolist()
+    total = max(count(end, size) for end, size in zip(ends, held_out.batch_sizes, strict=True))
+    return {"sgd_equivalent_env_steps": float(torch.tensor(taken).median()), "sgd_total_env_steps": total}
 
 
 def at_steps(metric: Float[Tensor, "N S"], steps: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]:
@@ -186,6 +215,7 @@ def summarise(
     held_out: HeldOut,
     grids: Sequence[dict[str, Any]],
     training: dict[str, Tensor],
+    task: Task,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The numbers of an evaluation by name, and the arrays behind its plots.
 
@@ -216,10 +246,11 @@ def summarise(
         "sgd_equivalent_steps": float(sgd.median()),
         "sgd_total_steps": int(held_out.steps.max()),
         "retrieval_prompt_alignment": float(retrieved.mean()),
-    }
+    } | in_env_steps(task, held_out, sgd)
     for key, values in one.items():
+        spread = float(values.mean(0).std()) if values.shape[1] > 1 else None
         result[f"one_update_{key}"] = float(values.mean())
-        result[f"one_update_{key}_std"] = float(values.mean(0).std()) if values.shape[1] > 1 else None
+        result[f"one_update_{key}_std_over_networks"] = spread
         result[f"sgd_final_{key}"] = float(held_out.metrics[key][:, -1].mean())
         result[f"retrieval_{key}"] = float(looked_up[key][:, 0].mean())
     arrays = {

@@ -75,6 +75,13 @@ class Reservoir:
         i = torch.where(torch.rand(num, generator=rng) < 0.5, torch.zeros_like(j), earlier)
         return Pairs(self._z[run, i], self._metric[run, i], self._z[run, j], self._metric[run, j])
 
+    def best(self, objective: str) -> Float[Tensor, " Z"]:
+        """The usable checkpoint of the window with the best metric."""
+        order, _, _ = self._levels()
+        values = self._metric.flatten()[order]
+        chosen = order[values.argmin() if objective == "min" else values.argmax()]
+        return self._z.flatten(0, 1)[chosen].clone()
+
     def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Usable checkpoints ordered by metric level: (flat index, first of each level, how many of each)."""
         usable = self._usable.flatten().nonzero().squeeze(1)

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.style
@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
-
-from ckpt_factory import ParamSpec
 
 THEME = {
     "ground": ("#ffffff", "#12161f"),
@@ -34,8 +32,7 @@ LIGHT = {name: light for name, (light, _) in THEME.items()}
 FRACTIONS = ("error", "accuracy")
 """Metrics that read better in per cent."""
 SIZE = (5.4, 3.7)
-MOST_POINTS, MOST_UNITS, SMALLEST_IMAGE = 400, 25, 25
-LARGEST_MATRIX = (64, 128)
+MOST_POINTS = 400
 
 STYLE_SHEET = """
 *{box-sizing:border-box}
@@ -132,11 +129,12 @@ def sgd_curves(
     steps: Int[Tensor, " S"],
     metric: Float[Tensor, "N S"],
     label: str,
+    by: str = "SGD",
     *,
     reached: Float[Tensor, "seeds N"] | None = None,
     equivalent: float | None = None,
 ) -> str:
-    """Learning curves of SGD runs; with `reached`, the level of one update and where it crosses."""
+    """Learning curves of the zoo's runs; with `reached`, the level of one update and where it crosses."""
     columns = [_numbers(column) for column in metric.T]
     kept = [j for j, column in enumerate(columns) if column.size]
     x = np.log1p(steps.double().numpy()[kept])
@@ -146,20 +144,20 @@ def sgd_curves(
     def paint(ax: Axes) -> None:
         ax.fill_between(x, levels[0], levels[4], color=LIGHT["sgd"], alpha=0.15, lw=0, label="80 % of runs")
         ax.fill_between(x, levels[1], levels[3], color=LIGHT["sgd"], alpha=0.25, lw=0, label="middle half")
-        ax.plot(x, levels[2], color=LIGHT["sgd"], lw=2, label="SGD, median")
+        ax.plot(x, levels[2], color=LIGHT["sgd"], lw=2, label=f"{by}, median")
         _step_axis(ax, last)
-        ax.set(xlabel="SGD step", ylabel=label)
+        ax.set(xlabel=f"{by} step", ylabel=label)
         if reached is not None and _numbers(reached).size:
             low, level, high = np.quantile(_numbers(reached), [0.25, 0.5, 0.75])
             ax.axhspan(low, high, color=LIGHT["made"], alpha=0.15, lw=0)
             ax.axhline(level, color=LIGHT["made"], lw=2, label="one update")
             if equivalent is not None and math.isfinite(equivalent):
                 _crossing(ax, math.log1p(equivalent), level, f"{equivalent:,.0f} steps")
-        _plain_log(ax, _numbers(metric))
+        _plain_log(ax, _numbers(metric), label)
         _legend(ax)
 
     kind = "learning" if reached is None else "update"
-    return _svg(f"{kind}-{label}", f"{label} of held-out SGD runs over steps", paint)
+    return _svg(f"{kind}-{label}", f"{label} of held-out {by} runs over steps", paint)
 
 
 def prompted_achieved(
@@ -256,54 +254,27 @@ def training_curve(curve: Sequence[dict[str, Any]], x: str, y: str, labels: tupl
     return _svg(f"training-{y}", f"{labels[1]} over {labels[0]}", paint)
 
 
-def weights(
-    rows: Sequence[Sequence[tuple[str, Float[np.ndarray, "n m"]]]], heads: Sequence[str]
-) -> tuple[str, float]:
-    """Weights of networks as images on one diverging scale: a row per network, a column per moment.
+def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
+    """A metric over updates in a row, one curve for each kind of start: median and middle half."""
+    colours = ("sgd", "made", "looked", "ink", "muted")
 
-    Args:
-        rows: for each network (caption, picture), as `picture` makes them.
-        heads: titles of the columns.
+    def paint(ax: Axes) -> None:
+        everything = []
+        for colour, (title, values) in zip(colours, curves.items(), strict=False):
+            kept = [_numbers(column) for column in values.T]
+            x = [j for j, column in enumerate(kept) if column.size]
+            low, middle, high = (
+                np.array([np.quantile(kept[j], [0.25, 0.5, 0.75]) for j in x]).reshape(-1, 3).T
+            )
+            ax.fill_between(x, low, high, color=LIGHT[colour], alpha=0.15, lw=0)
+            ax.plot(x, middle, "o-", color=LIGHT[colour], lw=2, ms=4, label=title)
+            everything += [low, high]
+        ax.set(xlabel="updates in a row", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain_log(ax, np.concatenate(everything), label)
+        _legend(ax)
 
-    Returns:
-        The SVG, and the weight at either end of the scale.
-    """
-    magnitudes = np.abs(np.concatenate([image[np.isfinite(image)] for row in rows for _, image in row]))
-    scale = (float(np.quantile(magnitudes, 0.995)) if magnitudes.size else 0.0) or 1.0
-    height, width = rows[0][0][1].shape
-    tall = min(1.6, max(0.5, height / width))
-
-    def paint(figure: Figure) -> None:
-        grid = figure.subplots(len(rows), len(heads), squeeze=False)
-        for axes, row in zip(grid, rows, strict=True):
-            for ax, (caption, image) in zip(axes, row, strict=True):
-                ax.imshow(image, "RdBu_r", vmin=-scale, vmax=scale, interpolation="none", aspect="auto")
-                ax.set(xticks=[], yticks=[])
-                ax.spines[:].set_visible(False)
-                ax.set_xlabel(caption, fontsize=8.5)
-        for ax, head in zip(grid[0], heads, strict=True):
-            ax.set_title(head, fontsize=9.5, color=LIGHT["ink"])
-
-    each = 10.5 / len(heads)
-    size = (10.5, 0.35 + len(rows) * (0.92 * each * tall + 0.25))
-    return _figure_svg("weights", "weights of start, generated and SGD-trained networks", paint, size), scale
-
-
-def picture(spec: ParamSpec, theta: Float[Tensor, " D"]) -> Float[np.ndarray, "n m"]:
-    """A network's first matrix, or else theta: its rows as small images where the inputs are a square."""
-    matrices = [value.flatten(1) for value in spec.unflatten(theta).values() if value.ndim >= 2]
-    values = (matrices or [theta.unsqueeze(0)])[0].float().numpy().astype(np.float64)
-    side = math.isqrt(values.shape[1])
-    if values.shape[1] < SMALLEST_IMAGE or side * side != values.shape[1]:
-        return values[: LARGEST_MATRIX[0], : LARGEST_MATRIX[1]]
-    images = values[:MOST_UNITS].reshape(-1, side, side)
-    columns = math.ceil(math.sqrt(len(images)))
-    lines, gap = math.ceil(len(images) / columns), max(1, side // 14)
-    canvas = np.full((lines * (side + gap) - gap, columns * (side + gap) - gap), np.nan)
-    for i, image in enumerate(images):
-        top, left = i // columns * (side + gap), i % columns * (side + gap)
-        canvas[top : top + side, left : left + side] = image
-    return canvas
+    return _svg("recursion", f"{label} over updates in a row", paint)
 
 
 def _numbers(values: Tensor) -> np.ndarray:
@@ -350,9 +321,13 @@ def _digits(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _plain_log(ax: Axes, values: np.ndarray) -> bool:
-    """A logarithmic y axis where values are positive and span much; numbers in plain digits either way."""
-    wide = bool(values.size and 0 < 8 * values.min() < values.max())
+def _plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
+    """A logarithmic y axis where values are positive and span much; numbers in plain digits either way.
+
+    Of returns and accuracies what matters is how near the largest they are: never one for those.
+    """
+    small_is_good = not label.endswith(("return", "accuracy"))
+    wide = bool(small_is_good and values.size and 0 < 8 * values.min() < values.max())
     if wide:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -369,10 +344,10 @@ def _legend(ax: Axes) -> None:
 
 
 def _svg(name: str, title: str, paint: Callable[[Axes], None]) -> str:
-    return _figure_svg(name, title, lambda figure: paint(figure.subplots()), SIZE)
+    return figure_svg(name, title, lambda figure: paint(figure.subplots()), SIZE)
 
 
-def _figure_svg(name: str, title: str, paint: Callable[[Figure], None], size: tuple[float, float]) -> str:
+def figure_svg(name: str, title: str, paint: Callable[[Figure], None], size: tuple[float, float]) -> str:
     """The figure as an SVG element for HTML: same input, same bytes; fonts and colours are the page's."""
     with matplotlib.style.context(["default", STYLE | {"svg.hashsalt": name}]):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.05))

@@ -82,8 +82,9 @@ def check_made(generator: WeightGenerator, made: Prompted) -> list[str]:
     """Warnings for start networks unlike any in the zoo, and for networks that came out broken."""
     low, high = generator.scaling.metric_range
     column, warnings = generator.origin.prompted, []
-    starts = made.start[column]
-    strange = starts[~((starts >= low) & (starts <= 1.5 * high))]
+    starts, beyond = made.start[column], 0.5 * (high - low)  # worse by less than that is no matter
+    lowest, highest = (low, high + beyond) if generator.origin.objective == "min" else (low - beyond, high)
+    strange = starts[~((starts >= lowest) & (starts <= highest))]
     if len(strange):
         warnings.append(
             f"{len(strange)} start networks have a {column} outside of what the zoo has seen, {low:.4g} to "
@@ -140,6 +141,9 @@ def save_networks(
 def linear_prompts(
     best: float, start_metric: Float[Tensor, " N"], start_share: float, num: int = 20
 ) -> Float[Tensor, "N P"]:
-    """The published prompts: linear from the best metric to a share of each start network's own."""
+    """The published prompts: linear from the best metric, the first, to a share of each start network's own.
+
+    The same for losses and returns, whose best is above: there the share is 1.
+    """
     worst = start_share * start_metric
     return best + (worst - best).unsqueeze(1) * torch.linspace(0, 1, num)

@@ -16,7 +16,7 @@ from ckpt_factory.tasks.base import seeded
 
 from .conditioning import Scaling
 from .diffusion import add_noise, training_times
-from .dit import DiTConfig, WeightDiT
+from .dit import Denoiser, DiTConfig
 from .pairs import Pairs
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -28,7 +28,7 @@ class TrainConfig:
     """How the generator is trained."""
 
     model: DiTConfig = field(default_factory=DiTConfig)
-    """Size of the transformer."""
+    """Kind and size of the transformer."""
     steps: int = 4000
     """Optimizer steps; training ends there or at the time budget, whichever comes first."""
     time_budget_s: float | None = None
@@ -87,11 +87,12 @@ Report = Callable[[dict[str, float | int], dict[str, Any] | None], None]
 class Training:
     """What changes while a generator is trained, and all that a resumed training needs."""
 
-    def __init__(self, model: WeightDiT, config: TrainConfig, rank: int):
+    def __init__(self, model: Denoiser, config: TrainConfig, rank: int):
         self.model, self.config, self.rank = model, config, rank
         self.ema = copy.deepcopy(model).requires_grad_(False)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
+        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+        matrices = [p for p in model.parameters() if id(p) in linear]
+        others = [p for p in model.parameters() if id(p) not in linear]
         self.optimizer = _make_optimizer(
             [{"params": matrices}, {"params": others, "weight_decay": 0.0}], config
         )
@@ -156,7 +157,7 @@ class Meter:
 
 
 def train(
-    model: WeightDiT,
+    model: Denoiser,
     draw: Callable[[int, int, torch.Generator], Pairs],
     scaling: Scaling,
     config: TrainConfig,

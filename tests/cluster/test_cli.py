@@ -19,6 +19,7 @@ from ckpt_factory.zoo import HEADER, Zoo
 from cluster.cli import VERBS, _parse, command_of, run
 from cluster.factory import FactoryConfig
 from generator.artefact import CONFIG, WeightGenerator
+from generator.starts import STARTS
 
 from ..conftest import plain_mlp
 
@@ -315,13 +316,28 @@ def test_prompt_outside_of_what_the_zoo_has_seen_is_a_warning_with_the_range(
 def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: Path) -> None:
     paths = ["--zoo", str(digits_zoo.path), "--generator", str(generator_folder)]
     flags = ["--num-networks", "4", "--num-prompts", "5", "--num-seeds", "2", "--distance-networks", "2"]
+    flags += ["--ood", "2", "--steps", "2"]
     assert run(["evaluate", *paths, *flags, "--out", str(tmp_path / "e")]) == 0
     result = json.loads((tmp_path / "e" / "result.json").read_text())
     assert {"prompt_alignment", "one_update_test_error", "sgd_equivalent_steps", "wall_s"} <= set(result)
     assert result["retrieval_prompt_alignment"] > 0.9, "looking the prompt up is the control to beat"
     assert result["distance_held_out"] > 0
     assert run(["report", *paths, "--evaluation", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
-    assert "digits-mlp-v0" in (tmp_path / "r" / "report.html").read_text()
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "digits-mlp-v0" in page
+    assert '<section id="recursion">' in page
+    assert {name: len(values) for name, values in result.items() if name.startswith("ood_")} == dict.fromkeys(
+        (f"ood_{kind}" for kind in STARTS), 3
+    )
+
+
+def test_episodes_are_refused_for_tasks_that_have_none(
+    refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    paths = ["--zoo", digits_zoo.path, "--generator", generator_folder, "--out", tmp_path / "e"]
+    line = refused("evaluate", *paths, "--episodes", "64")
+    assert "episodes is 64, but task 'digits-mlp-v0' takes no options" in line
+    assert "leave --episodes out" in line
 
 
 def test_report_without_evaluation_says_what_to_run(

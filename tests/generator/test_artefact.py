@@ -14,8 +14,12 @@ from torch import Tensor
 
 from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
-from generator.artefact import WeightGenerator
+from ckpt_factory.zoo import Zoo
+from generator.artefact import WeightGenerator, _digest
 from generator.card import model_card
+from generator.dit import DiTConfig
+
+from .conftest import fitted, randomise
 
 TRAINING = {
     "parameters": 5,
@@ -45,6 +49,45 @@ def updated(generator: WeightGenerator, digits: Task, **settings) -> Tensor:
     theta = digits.init([seeded(5, k) for k in range(3)])
     metric, prompt = torch.tensor([2.3, 2.4, 2.5]), torch.tensor([0.1, 0.5, 1.0])
     return generator.update(theta, metric, prompt, rng=seeded(1), **settings)
+
+
+@pytest.mark.parametrize("tokens", ["chunks", "canonical"])
+def test_other_layouts_are_saved_with_all_they_need(
+    tokens: str, digits: Task, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    made = fitted(digits, digits_zoo, DiTConfig(tokens=tokens, chunk=64, width=16, depth=1, heads=2))
+    randomise(made.model)
+    made.save(tmp_path, training=TRAINING, card=model_card(made, TRAINING))
+    loaded = WeightGenerator.load(tmp_path)
+    assert torch.equal(updated(loaded, digits), updated(made, digits))
+    assert (loaded.reference is None) == (tokens == "chunks")
+    assert f"| tokens | {tokens} |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_generator_saved_before_there_were_layouts_loads(
+    generator: WeightGenerator, folder: Path, digits: Task
+) -> None:
+    """Its config.json knows no kinds of tokens: they are units."""
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("tokens", "chunk"):
+        del fields["model"][name]
+    (folder / "config.json").write_text(json.dumps(fields | {"fields_sha256": _digest(fields)}))
+    loaded = WeightGenerator.load(folder)
+    assert torch.equal(updated(loaded, digits), updated(generator, digits))
+
+
+def test_a_permuted_start_network_gives_the_permuted_update_in_canonical_order(
+    digits: Task, digits_zoo: Zoo
+) -> None:
+    """At prompting the start network alone says its order; the update comes back in the order it came in."""
+    made = fitted(digits, digits_zoo, DiTConfig(tokens="canonical", width=16, depth=1, heads=2))
+    randomise(made.model)
+    theta, metric = digits.init([seeded(5, k) for k in range(3)]), torch.full((3,), 2.3)
+    perms = digits.symmetry.random(3, rng=seeded(1))
+    out = made.update(theta, metric, 0.5, rng=seeded(2))
+    moved = made.update(digits.symmetry.apply(theta, perms), metric, 0.5, rng=seeded(2))
+    # the same numbers through the same model: only products of networks with coordinates are of another order
+    torch.testing.assert_close(moved, digits.symmetry.apply(out, perms), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"steps": 3, "sampler": "ddpm"}])

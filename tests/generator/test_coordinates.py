@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ckpt_factory import MLP, ParamSpec, Symmetry, Task, make
+from ckpt_factory import ParamSpec, Symmetry, Task, make
+from ckpt_factory.nets import ConvNet
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
@@ -112,7 +113,7 @@ def test_permuting_units_permutes_tokens(tiny: MLPClassifier, rank: int) -> None
     coordinates = Coordinates.fit(tiny, rank=rank)
     theta = networks(tiny, 3)
     perms = tiny.symmetry.random(3, rng=seeded(1))
-    n, width = coordinates.tokens.num_units, coordinates.tokens.unit_width
+    n, width = coordinates.tokens.num_units, coordinates.tokens.layers[0].width
     z, moved = coordinates.encode(theta), coordinates.encode(tiny.symmetry.apply(theta, perms))
     for k in range(3):
         units = z[k, : n * width].view(n, width)[perms["P0"][k]]
@@ -160,8 +161,63 @@ def test_a_task_without_input_moments_keeps_its_parameters_as_they_are() -> None
     assert torch.equal(coordinates.decode_update(theta), theta)
 
 
-def test_networks_with_several_hidden_layers_are_refused() -> None:
-    net = MLP((4, 5, 3, 2))
+@pytest.fixture(params=["mlp", "convolutions"])
+def many_layers(request: pytest.FixtureRequest, deep: MLPClassifier) -> Coordinates:
+    """Two hidden layers, with reduced inputs, or with a matrix of nine features and units without a bias."""
+    if request.param == "mlp":
+        return Coordinates.fit(deep, rank=3)
+    net = ConvNet()
     spec = ParamSpec.of_module(net)
-    with pytest.raises(ValueError, match="one layer of hidden units"):
-        NeuronTokens.of_network(spec, Symmetry(spec, net.axes_to_perm()))
+    return Coordinates(spec, Symmetry(spec, net.axes_to_perm()), {})
+
+
+def test_several_hidden_layers_are_units_by_layer_and_matrices(deep: MLPClassifier) -> None:
+    tokens = Coordinates.fit(deep, rank=3).tokens
+    assert [(layer.num_units, layer.width) for layer in tokens.layers] == [(5, 3 + 1), (4, 1 + 3)]
+    assert tokens.rest_width == 3
+    assert [(m.name, m.num_units, m.layers, m.width) for m in tokens.matrices] == [
+        ("fc2.weight", (4, 5), (1, 0), 1)
+    ]
+    assert [part.stop - part.start for part in tokens.parts] == [20, 16, 3, 20]
+
+
+def test_several_layers_round_trip(many_layers: Coordinates) -> None:
+    theta = torch.randn(3, many_layers.spec.D, generator=seeded(0))
+    dz = torch.randn(3, many_layers.Z, generator=seeded(1))
+    moved = theta + many_layers.decode_update(dz)
+    # float32, divided and multiplied by standard deviations
+    torch.testing.assert_close(
+        many_layers.encode(moved) - many_layers.encode(theta), dz, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_permuting_the_units_of_all_layers_permutes_coordinates(many_layers: Coordinates) -> None:
+    theta = torch.randn(3, many_layers.spec.D, generator=seeded(0))
+    perms = many_layers.symmetry.random(3, rng=seeded(1))
+    moved = many_layers.encode(many_layers.symmetry.apply(theta, perms))
+    z = many_layers.encode(theta)
+    # products of another shape
+    torch.testing.assert_close(moved, z.gather(1, many_layers.index(perms)), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(moved, z)
+
+
+def test_slots_of_several_layers_are_their_parameters(many_layers: Coordinates) -> None:
+    theta = torch.randn(2, many_layers.spec.D, generator=seeded(0))
+    z, params = many_layers.encode(theta), many_layers.spec.unflatten(theta)
+    for name, index in many_layers.slots():
+        if not name.startswith("fc1"):  # reduced in the one, not there in the other
+            assert torch.equal(z[:, index], params[name].flatten(1)), name
+
+
+def test_a_parameter_of_three_layers_is_refused() -> None:
+    spec = ParamSpec(("w",), ((2, 3, 4),))
+    with pytest.raises(ValueError, match=r"'w' has 3 axes of hidden units"):
+        NeuronTokens.of_network(spec, Symmetry(spec, {"w": ("A", "B", "C")}))
+
+
+def test_hidden_units_have_no_directions_of_their_inputs(
+    deep: MLPClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = deep.input_moments() | {"fc2": (torch.zeros(5), torch.eye(5))}
+    monkeypatch.setattr(deep, "input_moments", lambda: moments)
+    assert set(Coordinates.fit(deep, rank=3).layers) == {"fc1"}

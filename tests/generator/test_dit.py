@@ -8,6 +8,7 @@ from ckpt_factory import Task, make
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig, WeightDiT
+from generator.layouts import LAYOUTS
 
 from .conftest import randomise
 
@@ -37,7 +38,7 @@ def test_permuting_units_permutes_the_update(tiny: Task, rank: int) -> None:
     coordinates, model = model_of(tiny, rank)
     randomise(model)
     u, t, start, metrics = inputs(coordinates.Z)
-    n, width = coordinates.tokens.num_units, coordinates.tokens.unit_width
+    n, width = coordinates.tokens.num_units, coordinates.tokens.layers[0].width
 
     def permuted(z: Tensor) -> Tensor:
         units = z[:, : n * width].view(len(z), n, width)
@@ -82,6 +83,35 @@ def test_every_parameter_is_used(tiny: Task) -> None:
     model(*inputs(coordinates.Z)).square().sum().backward()
     unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert unused == []
+
+
+def test_one_hidden_layer_is_what_it_was(digits: Task) -> None:
+    """Names, shapes, initialisation and results of generators that were saved before there were layouts."""
+    coordinates = Coordinates.fit(digits, rank=12)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = LAYOUTS["units"].make(coordinates, CONFIG)
+    state = model.state_dict()
+    block = ("qkv", "proj", "mlp.0", "mlp.2", "modulation")
+    layers = ["unit_in", "rest_in", *(f"{s}.mlp.{i}" for s in ("time", "metrics") for i in (0, 2))]
+    layers += [
+        *(f"blocks.{i}.{name}" for i in (0, 1) for name in block),
+        "modulation",
+        "unit_out",
+        "rest_out",
+    ]
+    assert list(state) == [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    # sums of float32 draws of torch's generator
+    assert float(state["unit_in.weight"].double().sum()) == pytest.approx(1.924412, abs=1e-4)
+    assert float(state["blocks.1.mlp.2.weight"].double().sum()) == pytest.approx(-2.439429, abs=1e-4)
+    rng = seeded(0, 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng))
+    out = model(*inputs(coordinates.Z)).detach().double()
+    # measured with the version before, float32
+    assert float(out.sum()) == pytest.approx(51.190358, rel=1e-3)
+    assert float(out.square().sum()) == pytest.approx(212.558177, rel=1e-3)
 
 
 def test_a_network_without_hidden_units_is_one_token() -> None:

@@ -156,7 +156,7 @@ def test_held_out_runs_keep_their_own_steps(digits: Task, generator: WeightGener
     assert held_out.run_ids == [3, 4, 5, 6]
     assert held_out.steps.tolist() == [plan.steps(run_id) for run_id in held_out.run_ids]
     grids = [grid_of(generator, digits, held_out.theta[:, 0], 0)]
-    result, arrays = summarise(generator, held_out, grids, training_checkpoints(zoo, 3))
+    result, arrays = summarise(generator, held_out, grids, training_checkpoints(zoo, 3), digits)
     assert result["sgd_total_steps"] == 40
     assert arrays["steps"].tolist() == plan.steps(3)
     expected = at_steps(held_out.metrics["test_loss"], held_out.steps)
@@ -260,7 +260,7 @@ def test_the_summary_is_made_of_test_metrics_of_held_out_runs(
     held_out = held_out_runs(digits_zoo, generator, 3)
     grids = [grid_of(generator, digits, held_out.theta[:, 0], seed) for seed in (0, 1)]
     training = training_checkpoints(digits_zoo, generator.origin.num_training_runs)
-    result, arrays = summarise(generator, held_out, grids, training)
+    result, arrays = summarise(generator, held_out, grids, training, digits)
     alignments = [[*map(float, prompt_alignment(g["prompts"], g["test_loss"]))] for g in grids]
     means = [sum(values) / 3 for values in alignments]
     # float32 means against Python's

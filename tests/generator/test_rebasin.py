@@ -6,7 +6,8 @@ import torch
 
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
-from generator.rebasin import AlignedDistance
+from generator.coordinates import Coordinates
+from generator.rebasin import AlignedDistance, match
 
 # Squared distances are differences of squared norms of about 40, in float32: the root of 1e-5 of them.
 NEAR_ZERO = 2e-2
@@ -58,3 +59,49 @@ def test_what_is_known_to_be_nearer_is_kept(tiny: MLPClassifier) -> None:
     assert found[0] == 0.25
     assert found[1] == distance.nearest(queries, candidates)[1]
     assert within.tolist() == [0.25, 1e6]
+
+
+def test_a_permuted_copy_of_several_layers_is_at_distance_zero(deep: MLPClassifier) -> None:
+    theta = networks(deep, 4, 0)
+    moved = deep.symmetry.apply(theta, deep.symmetry.random(4, rng=seeded(3)))
+    assert (moved - theta).norm(dim=1).min() > 1
+    distance = AlignedDistance(deep.spec, deep.symmetry)
+    assert distance.nearest(theta, moved).max() < NEAR_ZERO
+    assert distance.nearest(theta[:1], theta[1:]).min() > 1
+
+
+def test_several_layers_are_never_nearer_than_brute_force(deep: MLPClassifier) -> None:
+    """5! * 4! orders of each candidate: weight matching finds one of the best few, never a better one."""
+    queries, candidates = networks(deep, 3, 0), networks(deep, 4, 1)
+    found = AlignedDistance(deep.spec, deep.symmetry).nearest(queries, candidates)
+    first, second = (torch.tensor(list(permutations(range(n)))) for n in (5, 4))
+    perms = {"P0": first.repeat(len(second), 1), "P1": second.repeat_interleave(len(first), 0)}
+    orders = [deep.symmetry.apply(c.expand(len(perms["P0"]), -1), perms) for c in candidates]
+    for q in range(3):
+        best = min(float((queries[q] - moved).norm(dim=1).min()) for moved in orders)
+        plain = float((queries[q] - candidates).norm(dim=1).min())
+        # float32 sums of squares; how far from the best one ends is no theorem: 4 % measured at most
+        assert best * (1 - 1e-4) < float(found[q]) < min(1.1 * best, plain)
+
+
+def test_matching_one_layer_is_the_nearest_order_there_is(tiny: MLPClassifier) -> None:
+    coordinates = Coordinates(tiny.spec, tiny.symmetry, {})
+    reference, z = (coordinates.encode(networks(tiny, 1, seed)) for seed in (0, 1))
+    index = coordinates.index(match(coordinates.tokens, reference[0], z))
+    ours = float((z.gather(1, index) - reference).norm())
+    all_perms = torch.tensor(list(permutations(range(4))))
+    moved = tiny.symmetry.apply(networks(tiny, 1, 1).expand(24, -1), {"P0": all_perms})
+    best = float((moved - networks(tiny, 1, 0)).norm(dim=1).min())
+    # float32 sums of 43 squares in another order
+    assert abs(ours - best) < 1e-4 * best
+
+
+def test_sweeps_bring_several_layers_nearer(deep: MLPClassifier) -> None:
+    coordinates = Coordinates(deep.spec, deep.symmetry, {})
+    reference, z = coordinates.encode(networks(deep, 1, 0)), coordinates.encode(networks(deep, 20, 1))
+    gaps = []
+    for sweeps in (0, 3):
+        index = coordinates.index(match(coordinates.tokens, reference[0], z, sweeps=sweeps))
+        gaps.append((z.gather(1, index) - reference).norm(dim=1))
+    assert (gaps[1] <= gaps[0] + 1e-5).all()  # float32
+    assert (gaps[1] < gaps[0] - 1e-3).any()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.zoo import Zoo, ZooHeader
-from generator import plots
+from generator import pictures, plots
 from generator.artefact import Origin, WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
@@ -64,7 +64,7 @@ def material(path: Path, task: Task, name: str | None = None) -> Report:
     held_out = held_out_runs(zoo, generator, 4)
     grids = [grid_on_the_way(task, held_out, seed) for seed in (0, 1)]
     result, arrays = summarise(
-        generator, held_out, grids, training_checkpoints(zoo, generator.origin.num_training_runs)
+        generator, held_out, grids, training_checkpoints(zoo, generator.origin.num_training_runs), task
     )
     arrays |= {
         "run_ids": torch.tensor(held_out.run_ids),
@@ -138,7 +138,7 @@ def test_headline_says_the_numbers_of_the_result(digits_report: Report):
         ({"prompt_alignment": -0.87}, "do not do as prompted (alignment -0.870)"),
         ({"prompt_alignment": math.nan}, "have no prompt alignment"),
         ({"distance_ratio": 0.01}, "copies of training checkpoints, or nearly so"),
-        ({"distance_ratio": 1.5}, "no copies, though perhaps off the region that SGD visits"),
+        ({"distance_ratio": 1.5}, "no copies, though perhaps off the region that training visits"),
         ({"distance_ratio": math.nan}, "whether they are new was not measured"),
         ({"sgd_equivalent_steps": math.inf, "sgd_total_steps": 12}, "equals more than 12 SGD steps"),
         ({"sgd_equivalent_steps": 0.0, "sgd_total_steps": 12}, "equals less than 1 of 12 SGD steps"),
@@ -300,7 +300,7 @@ def test_figures_keep_digits_of_text_and_thin_out_points(page: str):
     assert svg.count("<use") < plots.MOST_POINTS + 50
     assert "achieved test &lt;metric&gt; $</text>" in svg
     digits = np.zeros((2, 2))
-    svg, _ = plots.weights([[("0.064219", digits)], [("1", digits)]], ["start"])
+    svg, _ = pictures.weights([[("0.064219", digits)], [("1", digits)]], ["start"])
     assert ">0.064219</text>" in svg
 
 
@@ -312,7 +312,7 @@ def test_picture_has_rows_as_images_where_inputs_are_square(inputs: int, shape: 
     spec = make("digits-mlp-v0").spec
     spec = type(spec)(("fc1.bias", "fc1.weight"), ((16,), (16, inputs)))
     theta = torch.arange(spec.D, dtype=torch.float32)
-    image = plots.picture(spec, theta)
+    image = pictures.picture(spec, theta)
     assert image.shape == shape
     assert image[0, 0] == 16
     assert np.isfinite(image).sum() == 16 * inputs

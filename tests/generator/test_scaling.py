@@ -43,7 +43,7 @@ def test_start_networks_are_standardised(tiny: Task) -> None:
 def test_units_are_all_scaled_alike(tiny: Task) -> None:
     """Else permuting units would not permute what the denoiser sees."""
     coordinates, _, scaling = fitted(tiny)
-    n, width = coordinates.tokens.num_units, coordinates.tokens.unit_width
+    n, width = coordinates.tokens.num_units, coordinates.tokens.layers[0].width
     for scale in (scaling.start_mean, scaling.start_scale, scaling.update_scale):
         units = scale[: n * width].view(n, width)
         assert torch.equal(units, units[:1].expand(n, width))

@@ -31,7 +31,7 @@ class Problem:
         self.coordinates = Coordinates.fit(task, rank=3)
         rng = torch.Generator().manual_seed(0)
         tokens = self.coordinates.tokens
-        unit = torch.randn(tokens.unit_width, generator=rng)  # the same for all: units have no names
+        unit = torch.randn(tokens.layers[0].width, generator=rng)  # the same for all: units have no names
         rest = torch.randn(tokens.rest_width, generator=rng)
         self.direction = torch.cat([unit.repeat(tokens.num_units), rest])
         pairs = self.draw(0, 500, rng)

@@ -1,0 +1,143 @@
+"""Sections of the report after its headlines: starts, distances, weights, the training, all numbers."""
+
+import html
+import importlib.metadata
+import platform
+
+from . import plots
+from .evidence import Evidence, label
+from .glossary import meaning
+from .pictures import picture
+from .pictures import weights as draw
+from .plots import figures, show, table
+from .starts import STARTS
+
+STARTS_IN_WORDS = {
+    "own": "as in the zoo",
+    "half": "halved",
+    "double": "doubled",
+    "orthogonal": "orthogonal",
+    "uniform": "uniform",
+}
+NETWORKS_SHOWN, PROMPTS_SHOWN = 4, 5
+
+
+def recursion(e: Evidence) -> str:
+    """Recursive prompting of initialisations that the zoo has none of, and of its own."""
+    curves = {kind: e.arrays[f"ood_{kind}_{e.column}"] for kind in STARTS if e.has(f"ood_{kind}_{e.column}")}
+    title, updates = e.column.replace("_", " "), curves["own"].shape[1] - 1
+    ends = [
+        [show(curve.median(0).values[j].item(), 3, column=e.column) for j in (0, 1, updates)]
+        for curve in curves.values()
+    ]
+    facts = table(
+        *((STARTS_IN_WORDS[kind], *each) for kind, each in zip(curves, ends, strict=True)),
+        heads=("Median", "start", "one update", f"{updates} updates"),
+    )
+    svg = plots.recursion({STARTS_IN_WORDS[kind]: curve for kind, curve in curves.items()}, title)
+    return f"""<p>Initialisations that the zoo has none of, and its own: prompted for the best
+{label(e.generator.metric)} again and again, each time from what the last update achieved.</p>
+<div class="figures"><figure>{svg}<figcaption>Lines are medians of {len(curves["own"])} networks, bands their
+middle half.</figcaption></figure>{facts}</div>"""
+
+
+def distances(e: Evidence) -> str:
+    """How far the networks made are from everything trained."""
+    made, held_out = e.arrays["distance_generated"], e.arrays["distance_held_out"]
+    medians = [show(e.result.get(f"distance_{name}")) for name in ("generated", "held_out")]
+    series = [("sgd", f"held-out {e.rival} networks", held_out), ("made", "generated networks", made)]
+    facts = table(
+        ("Generated, best prompt", medians[0]),
+        (f"Held-out {e.rival}, equal metric", medians[1]),
+        ("Closer than their yardstick", f"{int((made < held_out).sum())} of {len(made)} generated networks"),
+        heads=("Median distance", ""),
+    )
+    svg = plots.shares("distances", series, "distance to the nearest training checkpoint")
+    return f"""<p>L2 distance of parameters to the nearest of all training checkpoints, the least over all
+orders of the hidden units. The yardstick of each generated network is a checkpoint of the same validation
+metric that {e.rival} made in a held-out run. A curve far left of it is copying, far right is where
+{e.rival} does not go.</p>
+<div class="figures"><figure>{svg}</figure>{facts}</div>"""
+
+
+def weights(e: Evidence) -> str:
+    """Weights of starts, of networks made and of trained ones, as pictures."""
+    a, spec, column = e.arrays, e.generator.coordinates.spec, e.column
+    last = a["made_theta"].shape[1] - 1
+    chosen = sorted({round(last * i / (PROMPTS_SHOWN - 1)) for i in range(PROMPTS_SHOWN)}, reverse=True)
+    rows = []
+    for n in range(min(NETWORKS_SHOWN, len(a["start_theta"]))):
+        before, after = (show(value, 3, column=column) for value in a[f"sgd_{column}"][n, [0, -1]].tolist())
+        row = [(before, picture(spec, a["start_theta"][n]))]
+        for k in chosen:
+            pair = (show(a[name][0, n, k].item(), 3, column=column) for name in ("prompts", "achieved_test"))
+            row.append((" → ".join(pair), picture(spec, a["made_theta"][n, k])))
+        rows.append([*row, (after, picture(spec, a["sgd_theta"][n]))])
+    between = [""] * (len(chosen) - 2)
+    svg, scale = draw(rows, ["start", "worst prompt", *between, "best prompt", f"{e.rival}'s end"])
+    what = next((name for name, _, shape in spec.slices() if len(shape) >= 2), "theta")
+    caption = (
+        f"<code>{html.escape(what)}</code> of held-out networks, one a row, on one scale: -{scale:.2g}"
+        f'<span class="scale"></span>{scale:.2g}. Below: {label(column)}, or prompted → achieved.'
+    )
+    return (
+        f"<p>From the same start: generated for better and better prompts, and where {e.rival} went.</p>"
+        f'<figure><div class="scroll">{svg}</div><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def training(e: Evidence) -> str:
+    """The generator and its learning curve."""
+    g, config, curve = e.generator, e.generator.model.config, e.curve
+    kept = ", ".join(f"{name}: {len(layer.scale)} directions" for name, layer in g.coordinates.layers.items())
+    low, high = (show(value) for value in g.scaling.metric_range)
+    rows = [
+        ("Model", f"{type(g.model).__name__}, {sum(p.numel() for p in g.model.parameters()):,} parameters"),
+        (
+            "Size",
+            f"{config.tokens} as tokens, width {config.width}, depth {config.depth}, {config.heads} heads",
+        ),
+        ("Coordinates", html.escape(kept) or "parameters as they are"),
+        ("Prompts", f"{label(g.origin.prompted)} ({html.escape(g.origin.objective)}), seen {low} to {high}"),
+        ("Learned from", f"{g.origin.num_training_runs:,} runs"),
+    ]
+    if not curve:
+        return table(*rows) + '<p class="note">There is no training log.</p>'
+    end, waits = curve[-1], [entry["data_wait_share"] for entry in curve if "data_wait_share" in entry]
+    rows += [
+        (
+            "Training",
+            f"{show(end['step'])} steps in {show(end.get('train_s'))} s, last loss {show(end['loss'])}",
+        ),
+        ("Waiting for data", f"{sum(waits) / len(waits):.1%} of the time" if waits else "-"),
+    ]
+    loss = plots.training_curve(curve, "step", "loss", ("step", "training loss"))
+    pairs = plots.training_curve(
+        curve, "train_s", "pairs_per_s", ("seconds of training", "pairs per second and worker")
+    )
+    caption = "Loss of the predicted clean update, in units of the update's scale; mean between reports."
+    return figures((loss, caption), (pairs, "Pairs of checkpoints that each worker got through.")) + table(
+        *rows
+    )
+
+
+def numbers(e: Evidence) -> str:
+    """Every number of the evaluation, and what made it."""
+    origin, header = e.generator.origin, e.zoo.header
+    packages = ("thetaforge", "torch", "numpy", "matplotlib")
+    versions = {"Python": platform.python_version()} | {
+        name: found.version for name in packages for found in importlib.metadata.distributions(name=name)
+    }
+    numbers = [
+        (f"<code>{html.escape(k)}</code>", show(v), html.escape(meaning(k, e.rival)))
+        for k, v in e.result.items()
+    ]
+    folded = table(*numbers, heads=("name", "value", "meaning"))
+    return f"<details><summary>{len(numbers)} numbers of the evaluation</summary>{folded}</details>" + table(
+        ("Task", html.escape(origin.task)),
+        ("Zoo", f"<code>{html.escape(str(e.zoo.path))}</code>"),
+        ("Zoo header, SHA-256", f"<code>{html.escape(origin.zoo_sha256)}</code>"),
+        ("Networks", f"{header.spec.D:,} parameters, spec <code>{header.spec.id}</code>"),
+        ("Sampling", f"{show(e.result.get('sampler'))}, {show(e.result.get('sampling_steps'))} steps"),
+        ("Versions", html.escape(", ".join(f"{name} {version}" for name, version in versions.items()))),
+    )
