@@ -129,11 +129,42 @@ def cartpole() -> FactoryConfig:
     return FactoryConfig(task=task, num_runs=10_000, plan=plan)
 
 
+def pendulum() -> FactoryConfig:
+    """4,096 Gaussian Pendulum policies trained by PPO for 61,000 steps of the environment, 50 checkpoints."""
+    plan = RunPlan(
+        num_steps=1920,
+        batch_size=(128,),
+        optimizer=("adamw",),
+        lr=(0.05, 0.05),
+        weight_decay=(0.0, 0.0),
+        hyper=_fixed(discount=0.97, value_lr=0.01),
+        num_checkpoints=50,
+        spacing="metric",
+    )
+    task = "rl_tasks:pendulum-v0?activation=tanh&copies=16&epochs=4"
+    return FactoryConfig(task=task, num_runs=4096, plan=plan)
+
+
+def gym() -> FactoryConfig:
+    """64 policies, by PPO, for an environment of Gymnasium's or your own: give --env ID or module:ID."""
+    plan = RunPlan(
+        num_steps=1280,
+        batch_size=(128,),
+        optimizer=("adamw",),
+        lr=(0.05, 0.05),
+        weight_decay=(0.0, 0.0),
+        num_checkpoints=20,
+    )
+    return FactoryConfig(task="rl_tasks:gym-v0", num_runs=64, stack_size=16, plan=plan)
+
+
 def _fixed(**values: float) -> dict[str, tuple[float, float]]:
     return {name: (value, value) for name, value in values.items()}
 
 
-PRESETS = {each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole)}
+PRESETS = {
+    each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole, pendulum, gym)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
