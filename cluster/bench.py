@@ -304,7 +304,8 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
 
 def bench_rl(config: BenchConfig) -> dict[str, Any]:
     """Measure steps of the environment, then whole trainings, each beside its alternatives."""
-    task = make("rl_tasks:cartpole-v0")
+    recipe = PRESETS["cartpole"]()
+    task = make(recipe.task)
     assert isinstance(task, PolicyTask)
     found = measure_steps(task, repeats=config.repeats, seconds=config.seconds)
     fastest = max(found["env_steps_per_cpu_s"].values())
@@ -317,7 +318,7 @@ def bench_rl(config: BenchConfig) -> dict[str, Any]:
         "Acting included, one thread.",
     )
     say("training policies to a mean return of 475, ours and Stable-Baselines3's in turns")
-    learning = measure_learning(task, PRESETS["cartpole"]().plan, repeats=config.repeats)
+    learning = measure_learning(task, recipe.plan, repeats=config.repeats)
     _print(
         {name: {"CPU s": value} for name, value in learning["cpu_s_per_good_policy"].items()},
         f"a policy of return 475: {learning['times_stable_baselines3']:.3g} times cheaper",
