@@ -28,6 +28,8 @@ class ReportConfig:
     """The generator trained on it."""
     evaluation: Path = Path("runs/evaluation")
     """What `theta evaluate` wrote."""
+    watch: Path | None = None
+    """What `theta watch` wrote, a GIF of policies, to be shown in the report."""
     out: Path = Path("runs/report")
     """Folder for report.html."""
 
@@ -54,16 +56,40 @@ def report(config: ReportConfig) -> dict[str, Any]:
             f"{config.evaluation} is an evaluation of another generator than {config.generator}; run "
             f"`theta evaluate --generator {config.generator} --out {config.evaluation}` again"
         )
+    film = read_film(config) if config.watch else None
     check_writable(config.out)
     path = config.out / "report.html"
-    write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG)))
+    write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG), film))
     say(f"report: {path.absolute()}")
     return {"report": str(path), "prompt_alignment": result["prompt_alignment"]}
+
+
+def read_film(config: ReportConfig) -> bytes:
+    """The GIF that `theta watch` wrote of the networks of this very generator.
+
+    Raises:
+        ValueError: there is none, or of another generator.
+    """
+    assert config.watch is not None
+    try:
+        watched = json.loads((config.watch / "result.json").read_text())
+        gif = (config.watch / "policies.gif").read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no film in {config.watch} ({error}); run `theta watch --out {config.watch}` first"
+        ) from None
+    if watched.get("model") != sha256(config.generator / MODEL):
+        raise ValueError(
+            f"{config.watch} is a film of another generator than {config.generator}; run "
+            f"`theta watch --generator {config.generator} --out {config.watch}` again"
+        )
+    return gif
 
 
 COMMAND = Command(
     ReportConfig,
     lambda config: (report(config), config.out, 0),
     starts_ray=False,
-    examples="theta report\ntheta report --zoo my-zoo --generator my-generator --evaluation my-evaluation",
+    examples="theta report\ntheta report --zoo my-zoo --generator my-generator --evaluation my-evaluation\n"
+    "theta report --watch runs/watch",
 )

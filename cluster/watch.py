@@ -10,7 +10,8 @@ from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.tasks.registry import with_options
-from generator.artefact import WeightGenerator
+from ckpt_factory.zoo import sha256
+from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import compose, play, write_film
@@ -93,6 +94,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
     return {
         "task": generator.origin.task,
         "film": str(film),
+        "model": sha256(config.generator / MODEL),
         "pictures": len(frames),
         "start_test_return": float(made.start["test_return"][0]),
         "policies": [

@@ -38,8 +38,11 @@ def render_report(
     result: dict[str, Any],
     arrays: dict[str, Tensor],
     curve: list[dict[str, float | int]],
+    film: bytes | None = None,
 ) -> str:
     """One HTML document that refers to nothing outside; the same input gives the same bytes.
+
+    `film` is a GIF of what was made, for tasks that can be watched.
 
     A section whose arrays are missing says so. The zoo needs one finished shard at least.
     """
@@ -49,6 +52,7 @@ def render_report(
     chapters = (
         ("zoo", "The zoo", _zoo, ()),
         ("prompts", "Prompted and achieved", _prompts, (*grid, "retrieved_test")),
+        *([("film", "Watch them", lambda e: sections.film(film), ())] if film else []),
         ("sgd", f"One update against {e.rival}", _against_sgd, ("steps", "sgd_steps", *one)),
         *([("recursion", "Starts unlike the zoo's", sections.recursion, ())] if e.has(ood) else []),
         ("distances", "Is it new?", sections.distances, ("distance_generated", "distance_held_out")),

@@ -1,5 +1,6 @@
 """Sections of the report after its headlines: starts, distances, weights, the training, all numbers."""
 
+import base64
 import html
 import importlib.metadata
 import platform
@@ -39,6 +40,15 @@ def recursion(e: Evidence) -> str:
 {label(e.generator.metric)} again and again, each time from what the last update achieved.</p>
 <div class="figures"><figure>{svg}<figcaption>Lines are medians of {len(curves["own"])} networks, bands their
 middle half.</figcaption></figure>{facts}</div>"""
+
+
+def film(gif: bytes) -> str:
+    """Generated policies side by side, as `theta watch` filmed them."""
+    data = base64.b64encode(gif).decode()
+    return f"""<p>Policies made in one update from the same initialisation, an episode of each from the same
+start. Above them the return that was prompted, and what is achieved over many other episodes.</p>
+<div class="figures"><figure><img src="data:image/gif;base64,{data}" style="width:100%"
+alt="generated policies at work"></figure></div>"""
 
 
 def distances(e: Evidence) -> str:

@@ -1,5 +1,6 @@
 """`theta watch` films what a generator makes of an initialisation, and says in a line what it cannot film."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from PIL import Image
 from ckpt_factory import RunPlan, make
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
+from cluster.report import ReportConfig, read_film
 from cluster.train import GeneratorConfig, prepare
+from generator import sections
 from generator.artefact import WeightGenerator
 from tests.conftest import write_zoo
 
@@ -49,6 +52,8 @@ def test_a_film_shows_every_prompt(policies: Path, tmp_path: Path) -> None:
     assert f"{first['prompt']:.2f},{second['prompt']:.2f}" == prompts
     assert first["achieved"] == second["achieved"] == result["start_test_return"], "both are the start itself"
     assert first["shown_episode"] >= 1
+    film = read_film(ReportConfig(generator=policies, watch=tmp_path))
+    assert f"data:image/gif;base64,{base64.b64encode(film).decode()}" in sections.film(film)
     with Image.open(tmp_path / "policies.gif") as film:
         assert film.n_frames > 1
         assert film.size == (600, 254)
@@ -70,6 +75,15 @@ def test_what_cannot_be_filmed_is_one_line(
     assert run(["watch", "--generator", str(policies), "--out", str(tmp_path / "x"), *flags]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_film_of_another_generator_is_no_part_of_a_report(policies: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no film in .*run `theta watch"):
+        read_film(ReportConfig(generator=policies, watch=tmp_path))
+    (tmp_path / "result.json").write_text('{"model": "0"}')
+    (tmp_path / "policies.gif").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match="is a film of another generator"):
+        read_film(ReportConfig(generator=policies, watch=tmp_path))
 
 
 def test_classifiers_are_nothing_to_watch(
