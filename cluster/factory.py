@@ -21,7 +21,7 @@ from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
-from .progress import ProgressBar, say
+from .progress import ProgressBar, rate, say
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
@@ -33,7 +33,9 @@ class FactoryConfig:
     """What zoo to make."""
 
     task: str = "digits-mlp-v0"
-    """Id of the learning problem; `module:id` for one of your own."""
+    """Id of the learning problem: digits-mlp-v0, mnist-mlp-v0, cifar-cnn-v0; images-mlp-v0 and images-cnn-v0
+    for a folder of your own images; quadratic-v0, a bowl that needs no data, to try things on; `module:id`
+    for one of your own."""
     env: str | None = None
     """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
     options: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class FactoryConfig:
     """The recipe of the runs."""
     repair: bool = False
     """First look for damaged shards, and make those anew."""
+    use_gpu: bool = False
+    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
 
     def __post_init__(self) -> None:
         if self.env is not None and "env" in self.options:
@@ -98,6 +102,7 @@ def diverse() -> FactoryConfig:
         data_fraction=(0.5, 1.0),
         loss=("cross-entropy", "tailr"),
         gamma=(0.05, 0.3),
+        block_size=16,
         spacing="metric",
     )
     return FactoryConfig(num_runs=4096, plan=plan)
@@ -176,8 +181,9 @@ class ZooResult:
 class FactoryActor:
     """Trains stacks, one thread, data from the object store."""
 
-    def __init__(self, zoo_path: Path, data: Any):
+    def __init__(self, zoo_path: Path, data: Any, device: str):
         torch.set_num_threads(1)
+        self.device = device
         self.zoo = Zoo.open(zoo_path)
         self.task = make(self.zoo.header.task, data=data)
 
@@ -185,7 +191,7 @@ class FactoryActor:
         started, cpu = time.time(), time.process_time()
         header, plan = self.zoo.header, self.zoo.header.runs_plan
         runs = plan.runs(header.run_ids(unit))
-        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype])
+        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device)
         facts = self.zoo.write_unit(unit, rows)
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
@@ -221,9 +227,14 @@ class CheckpointFactory:
     def fit(self) -> ZooResult:
         started = time.monotonic()
         header, task = check(self.config)
+        if self.config.use_gpu and not ray.cluster_resources().get("GPU"):
+            raise ValueError(
+                "use_gpu is given, but this cluster has no GPU; leave it out, or add a node with one"
+            )
         zoo = Zoo.create(self.config.out, header)
-        for note in task.notes:
-            say(note, label="note")
+        for note in (*task.notes, header.runs_plan.mixing(header.num_runs)):
+            if note:
+                say(note, label="note")
         if self.config.repair:
             for unit, problem in discard_damaged(zoo):
                 say(f"making shard {unit} anew: {problem}")
@@ -245,7 +256,10 @@ class CheckpointFactory:
         reports: list[dict[str, Any]] = []
         failed: dict[int, str] = {}
         data = ray.put(getattr(task, "data", None))
-        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kind, gpus = ("GPU", 1) if self.config.use_gpu else ("CPU", 0)
+        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
+        actor = FactoryActor.options(num_gpus=gpus)
+        device = "cuda" if self.config.use_gpu else "cpu"
         made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
         with (
@@ -255,7 +269,7 @@ class CheckpointFactory:
         ):
             bar.update(made)
             for unit, report in run_units(
-                lambda: FactoryActor.remote(zoo.path.absolute(), data),
+                lambda: actor.remote(zoo.path.absolute(), data, device),
                 todo,
                 num_actors,
                 fatal=(DiskFullError,),
@@ -268,7 +282,7 @@ class CheckpointFactory:
                 log.write(json.dumps(report) + "\n")
                 log.flush()
                 made += report["runs"]
-                bar.update(made, f"{(made - before) / (time.monotonic() - begun):.0f} runs/s")
+                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
 
 
