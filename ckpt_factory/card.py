@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from .files import write_text
 from .header import Imported, ZooHeader
@@ -53,8 +54,12 @@ def span(low: float, high: float) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
-    """A recipe in words, for the card, `theta info` and the report."""
+def recipe_facts(plan: RunPlan | Imported, runs: pa.Table | None = None) -> dict[str, str]:
+    """A recipe in words, for the card, `theta info` and the report.
+
+    Args:
+        runs: the runs table, to say how many runs drew each of several choices, not only what they are.
+    """
     if isinstance(plan, Imported):
         measured = "measured again by the task" if plan.measured else "as the source gives them"
         return {
@@ -62,20 +67,28 @@ def recipe_facts(plan: RunPlan | Imported) -> dict[str, str]:
             "saved": f"{plan.num_checkpoints} checkpoints a run",
             "metrics": measured,
         }
+
+    def drawn(name: str) -> str:
+        choices: Sequence[object] = getattr(plan, name)
+        if runs is None or len(choices) == 1:
+            return _any(choices)
+        values = runs[name].to_pylist()
+        return ", ".join(f"{choice} ({values.count(choice):,} runs)" for choice in choices)
+
     order = "every run has a batch order of its own"
     if plan.group_size > 1:
         order = f"each {plan.group_size} runs in sequence share their batch order (order_id)"
     every = f", changed every {plan.schedule_every} steps" if plan.schedule_every > 1 else ""
     facts = {
-        "optimizer": f"{_any(plan.optimizer)}, momentum {span(*plan.momentum)}",
-        "steps": f"{plan.num_steps:,} of batch {_any(plan.batch_size)}; {order}",
+        "optimizer": f"{drawn('optimizer')}, momentum {span(*plan.momentum)}",
+        "steps": f"{plan.num_steps:,} of batch {drawn('batch_size')}; {order}",
         "learning rate": f"{span(*plan.lr)} as of SGD, {plan.schedule}{every}",
         "weight decay": f"{span(*plan.weight_decay)} as of SGD",
-        "initialisation": f"{_any(plan.init)}, scale {span(*plan.init_scale)}, seed {plan.seed}",
+        "initialisation": f"{drawn('init')}, scale {span(*plan.init_scale)}, seed {plan.seed}",
         "saved": f"{plan.num_checkpoints} checkpoints a run, {SPACING[plan.spacing]}",
         "precision": plan.precision,
     }
-    loss = _any(plan.loss) + (f" with gamma {span(*plan.gamma)}" if "tailr" in plan.loss else "")
+    loss = drawn("loss") + (f" with gamma {span(*plan.gamma)}" if "tailr" in plan.loss else "")
     shown = {
         "loss": (loss, plan.loss != ("cross-entropy",)),
         "label noise": (span(*plan.label_noise), any(plan.label_noise)),
@@ -115,7 +128,7 @@ def zoo_card(zoo: Zoo) -> str:
     finals = "\n".join(
         f"| {name} | {v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f} |" for name, v in s["final"].items()
     )
-    recipe = "\n".join(f"- {name}: {value}" for name, value in recipe_facts(h.plan).items())
+    recipe = "\n".join(f"- {name}: {value}" for name, value in recipe_facts(h.plan, zoo.read_runs()).items())
     params = "\n".join(
         f"| {name} | {list(shape)} | {part.start} | {part.stop} |" for name, part, shape in h.spec.slices()
     )

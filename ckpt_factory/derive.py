@@ -53,6 +53,10 @@ SPATIAL = {
     **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d), 3),
 }
 """Layers that mix the last so many axes."""
+POOLINGS = {
+    f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)
+}
+"""The same of functions."""
 ELEMENTWISE = {
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid"),
     *("softplus", "softsign", "logsigmoid", "hardtanh", "hardswish", "hardsigmoid", "softmax", "log_softmax"),
@@ -94,6 +98,8 @@ def derive_symmetry(module: nn.Module, x: Tensor) -> Derivation:
     none = Symmetry(
         spec, {name: (None,) * len(shape) for name, shape in zip(spec.names, spec.shapes, strict=True)}
     )
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return Derivation(none, ())  # one layer has no hidden units
     module, x = copy.deepcopy(module).cpu().eval(), x[:3].detach().cpu()
     try:
         traced = fx.symbolic_trace(module)
@@ -103,9 +109,8 @@ def derive_symmetry(module: nn.Module, x: Tensor) -> Derivation:
     except Exception as error:  # whatever a forward does to a tracer
         why = " ".join(str(error).split())[:120]
         return Derivation(none, (f"torch.fx cannot trace its forward ({type(error).__name__}: {why})",))
-    rules = _Rules(module, shapes.of)
-    for node in graph.nodes:
-        rules.follow(node)
+    outputs = _follow(module, graph, shapes.of, ()).at_output
+    rules = _follow(module, graph, shapes.of, outputs)  # what fixes them too is nothing to be noted
     symmetry = Symmetry(spec, rules.axes_to_perm(spec))
     try:
         holds = not symmetry.sizes or _holds(module, symmetry, x)
@@ -131,14 +136,27 @@ class _Shapes(fx.Interpreter):
         return value
 
 
+def _follow(
+    module: nn.Module, graph: fx.Graph, shapes: Mapping[fx.Node, Shape], outputs: Iterable[Any]
+) -> "_Rules":
+    """All rules applied in the order of the graph; the variables of the outputs stay, if they are known."""
+    rules = _Rules(module, shapes)
+    rules.join(None, *outputs)
+    for node in graph.nodes:
+        rules.follow(node)
+    return rules
+
+
 class _Rules:
     """Union-find over the axes of parameters, and which of them each tensor of the graph carries."""
 
     def __init__(self, module: nn.Module, shapes: Mapping[fx.Node, Shape]):
         self.module, self.shapes = module, shapes
+        self.parameters = dict(module.named_parameters())
         self.parent: dict[Any, Any] = {}
         self.carried: dict[fx.Node, Axes] = {}
         self.touched: set[str] = set()
+        self.at_output: list[Any] = []
         self.notes: list[str] = []
 
     def find(self, variable: Any) -> Any:
@@ -165,9 +183,11 @@ class _Rules:
         if node.op == "get_attr":
             name = str(node.target)
             self.touched.add(name)
-            self.carried[node] = {axis: (name, axis) for axis in range(len(self.shapes.get(node, ())))}
+            if name in self.parameters:  # else a constant, whose entries stay where they are
+                self.carried[node] = {axis: (name, axis) for axis in range(len(self.shapes.get(node, ())))}
         elif node.op == "output":
-            self.join(None, *(variable for each in inputs for variable in self.carried[each].values()))
+            self.at_output = [variable for each in inputs for variable in self.carried[each].values()]
+            self.join(None, *self.at_output)
         elif node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             self._layer(node, layer, f"{node.target}.", inputs)
@@ -242,7 +262,10 @@ class _Rules:
         if node not in self.shapes:
             self._unknown(node, inputs, name)
         elif name in ELEMENTWISE:
-            self._elementwise(node, inputs)
+            self._elementwise(node, inputs, name)
+        elif name in POOLINGS and len(inputs) == 1:
+            last = len(self.shapes[inputs[0]]) - 1 - POOLINGS[name]
+            self._keep(node, self.carried[inputs[0]], last, name)
         elif name in RESHAPES and len(inputs) == 1:
             self._reshape(node, inputs[0], name)
         elif name in REDUCTIONS and len(inputs) == 1:
@@ -250,8 +273,11 @@ class _Rules:
         else:
             self._unknown(node, inputs, name)
 
-    def _elementwise(self, node: fx.Node, inputs: list[fx.Node]) -> None:
-        """Operands are aligned at their last axes; what is of size 1 is broadcast and joins nothing."""
+    def _elementwise(self, node: fx.Node, inputs: list[fx.Node], name: str) -> None:
+        """Operands are aligned at their last axes; what is of size 1 is broadcast and joins nothing.
+
+        Units that meet what has an order of its own, a constant or the input, keep theirs.
+        """
         shape = self.shapes[node]
         for axis in range(len(shape)):
             joined = []
@@ -259,9 +285,12 @@ class _Rules:
                 own = axis - len(shape) + len(self.shapes[each])
                 if own >= 0 and self.shapes[each][own] == shape[axis]:
                     joined.append(self.carried[each].get(own))
+            variables = [variable for variable in joined if variable is not None]
+            if variables and len(variables) < len(joined):
+                self.pin(variables, f"{name} of units and a constant or an input: they stay in its order")
             self.join(*joined)
-            if joined and joined[0] is not None:
-                self.carried[node][axis] = joined[0]
+            if variables:
+                self.carried[node][axis] = variables[0]
 
     def _reshape(self, node: fx.Node, x: fx.Node, what: str) -> None:
         """Only where axes of size 1 come or go does every other axis remain what it was."""

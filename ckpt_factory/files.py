@@ -4,7 +4,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and a file in it, or say in one line why that cannot be.
+    """Try to make `folder` and a file in it, or say in one line why that cannot be; nothing of it stays.
+
+    What refuses its input after this check so leaves no empty folder behind.
 
     Raises:
         ValueError: the folder cannot be made or written into, or holds a Python package.
@@ -67,6 +69,7 @@ def check_writable(folder: Path) -> None:
     """
     if (folder / "__init__.py").exists():
         raise ValueError(f"{folder} is a Python package, nothing to write results into; give another --out")
+    made = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # or not to be seen
     try:
         with full_disk_named(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,10 @@ def check_writable(folder: Path) -> None:
         raise
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); give another --out") from None
+    finally:
+        with suppress(OSError):  # another process has begun to write there
+            for each in made:
+                each.rmdir()
 
 
 def check_same(what: str, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

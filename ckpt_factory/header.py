@@ -32,7 +32,7 @@ class Imported:
     measured: bool = False
     """Whether the metrics were measured again by the task; otherwise they are what the source says."""
     digest: str = ""
-    """Hash of the names and steps of all runs in their order: which runs of the source were taken."""
+    """Hash of the names, steps, metrics and sizes of all runs in their order: what the source held."""
 
     def __post_init__(self) -> None:
         for name in ("num_checkpoints", "group_size"):
@@ -111,6 +111,18 @@ class ZooHeader:
     def remeasurable(self) -> bool:
         """Whether the metrics are the task's own; of imported zoos they may be what the source says."""
         return not isinstance(self.plan, Imported) or self.plan.measured
+
+    def check_inputs(self, task: Task) -> None:
+        """Refuse a task with other data than the zoo was made on, as far as their normalisation tells.
+
+        Raises:
+            ValueError: its networks' inputs are made in another way.
+        """
+        if self.inputs and task.inputs != self.inputs:
+            raise ValueError(
+                f"this data is not what the zoo was made on: its inputs are {self.inputs}, here they are "
+                f"{task.inputs or 'unknown'}; give the zoo's own data with --data-root"
+            )
 
     def check_prompted(self, task: Task) -> None:
         """Refuse prompts about what the task cannot measure, a source's own metric: none could be answered.

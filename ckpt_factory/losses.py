@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+TAILR_REST = 1e-6
+"""1 - gamma is taken to be at least this: the loss then is within 5e-7 of its limit, 1 - p_y."""
+
 
 def cross_entropy(logits: Float[Tensor, "K C B"], labels: Int[Tensor, "K B"]) -> Float[Tensor, "K B"]:
     """-log p_y of each image."""
@@ -19,7 +22,18 @@ def tailr(
     """
     gamma = gamma.unsqueeze(1)
     log_p = -cross_entropy(logits, labels)
-    return -torch.logaddexp(gamma.log(), (1 - gamma).log() + log_p) / (1 - gamma)
+    low, rest = gamma.clamp_max(0.5), (1 - gamma).clamp(TAILR_REST, 0.5)
+    by_logarithms = -torch.logaddexp(low.log(), (1 - low).log() + log_p) / (1 - low)
+    # The same as -log(1 - (1 - gamma)(1 - p)) / (1 - gamma), whose digits are not lost as gamma nears 1.
+    by_error = -torch.log1p(rest * torch.expm1(log_p)) / rest
+    return torch.where(gamma <= 0.5, by_logarithms, by_error)
+
+
+def tailr_of_network(
+    outputs: Float[Tensor, "B C"], labels: Int[Tensor, " B"], gamma: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """The mean of one network's TaiLr losses, for its outputs as modules give them."""
+    return tailr(outputs.T.unsqueeze(0), labels.unsqueeze(0), gamma.unsqueeze(0)).mean()
 
 
 def tailr_weight(p: Float[Tensor, "K B"], gamma: Float[Tensor, " K"]) -> Float[Tensor, "K B"]:

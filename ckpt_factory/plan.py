@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import groupby
+from itertools import groupby, product
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -23,9 +23,12 @@ ScheduleName = Literal["cosine", "constant", "inverse-time", "inverse-time-squar
 Spacing = Literal["log", "uniform", "random", "metric"]
 Precision = Literal["float32", "bfloat16"]
 T = TypeVar("T")
+INTEGERS = ("seed", "num_steps", "num_checkpoints", "group_size", "block_size", "schedule_every")
 LOG_UNIFORM = ("lr", "weight_decay", "init_scale")
+SMALLEST, LARGEST = 1e-36, 1e36
+"""Of what is drawn log-uniformly: float32 holds it, in the units of any optimizer."""
 UNIFORM = {
-    "momentum": "0 <= low <= high < 1",
+    "momentum": "0 <= low <= high < 1 (in float32)",
     "label_noise": "0 <= low <= high < 1",
     "data_fraction": "0 < low <= high <= 1",
     "gamma": "0 <= low <= high < 1",
@@ -70,7 +73,8 @@ class RunPlan:
     """The recipe of a zoo's runs.
 
     Ranges (low, high) are drawn from per run, low == high fixes the value; of several names or numbers, one
-    is drawn. Optimizer and batch size are drawn per block of runs, what concerns the data per group.
+    is drawn. Optimizer and batch size are drawn per block of runs, every combination once before any comes
+    again, so that the held-out runs at the end have them all; what concerns the data is drawn per group.
     """
 
     seed: int = 0
@@ -78,9 +82,9 @@ class RunPlan:
     num_steps: int = 450
     """Optimizer steps of a run."""
     batch_size: tuple[int, ...] = (32,)
-    """Images per optimizer step; of several, one is drawn per block."""
+    """Images per optimizer step; of several, each block has one."""
     optimizer: tuple[OptimizerName, ...] = ("sgd",)
-    """Optimizer; of several, one is drawn per block."""
+    """Optimizer; of several, each block has one."""
     lr: tuple[float, float] = (0.1, 0.1)
     """Peak learning rate as of SGD, log-uniform in this range; other optimizers take it times their own
     ratio (`ckpt_factory.optim.OPTIMIZERS`)."""
@@ -122,31 +126,18 @@ class RunPlan:
     """Compile the inner loop with torch.compile: faster in bfloat16, pays from tens of thousands of steps."""
 
     def __post_init__(self) -> None:
+        for name in INTEGERS:
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a whole number, an int")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile is {self.compile!r}; expected True or False")
         for name in (*LOG_UNIFORM, *UNIFORM):
             self._check_range(name)
         self._check_hyper()
         for name in ("num_steps", "group_size", "block_size", "schedule_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        sizes = self.batch_size
-        if not isinstance(sizes, tuple) or not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
-            raise ValueError(
-                f"batch_size is {sizes}; expected one or more different numbers, at least 1 each"
-            )
-        for name, known in (("optimizer", OptimizerName), ("init", InitName), ("loss", LossName)):
-            given = getattr(self, name)
-            if (
-                not isinstance(given, tuple)
-                or not given
-                or not set(given) <= set(get_args(known))
-                or len(set(given)) < len(given)
-            ):
-                raise ValueError(f"{name} is {given}; expected one or more of {', '.join(get_args(known))}")
-        for name, known in (("schedule", ScheduleName), ("spacing", Spacing), ("precision", Precision)):
-            if getattr(self, name) not in get_args(known):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected one of {', '.join(get_args(known))}"
-                )
+        self._check_choices()
         if "tailr" not in self.loss and self.gamma != (0.1, 0.1):
             raise ValueError(f"gamma is {self.gamma}, but loss is {self.loss}: it is for the loss tailr")
         if len(self.optimizer) * len(self.batch_size) > 1 and self.block_size % self.group_size:
@@ -158,25 +149,76 @@ class RunPlan:
         if not 2 <= self.num_checkpoints <= self.num_steps + 1:
             raise ValueError(
                 f"num_checkpoints is {self.num_checkpoints}; {self.num_steps} steps allow 2 to "
-                f"{self.num_steps + 1}"
+                f"{self.num_steps + 1}: give --num-checkpoints {self.num_steps + 1} or fewer, or more "
+                "--num-steps"
             )
+
+    def _check_choices(self) -> None:
+        sizes = self.batch_size
+        if (
+            not isinstance(sizes, tuple)
+            or not sizes
+            or any(type(size) is not int or size < 1 for size in sizes)
+            or len(set(sizes)) < len(sizes)
+        ):
+            raise ValueError(
+                f"batch_size is {sizes}; expected one or more different numbers, whole and at least 1 each"
+            )
+        for name, known in (("optimizer", OptimizerName), ("init", InitName), ("loss", LossName)):
+            given = getattr(self, name)
+            if (
+                not isinstance(given, tuple)
+                or not given
+                or any(each not in get_args(known) for each in given)
+                or len(set(given)) < len(given)
+            ):
+                raise ValueError(f"{name} is {given}; expected one or more of {', '.join(get_args(known))}")
+        for name, known in (("schedule", ScheduleName), ("spacing", Spacing), ("precision", Precision)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; expected one of {', '.join(get_args(known))}"
+                )
 
     def _check_range(self, name: str) -> None:
         given = getattr(self, name)
-        if not isinstance(given, tuple) or len(given) != 2:
+        if (
+            not isinstance(given, tuple)
+            or len(given) != 2
+            or any(isinstance(each, bool) or not isinstance(each, int | float) for each in given)
+        ):
             raise ValueError(f"{name} is {given}; expected two numbers, (low, high)")
         low, high = given
         if name in UNIFORM:
             within = 0 < low <= high <= 1 if name == "data_fraction" else 0 <= low <= high < 1
+            if name == "momentum":
+                within = within and np.float32(high) < 1  # what the optimizer is given
             if not within:
                 raise ValueError(f"{name} is ({low}, {high}); expected {UNIFORM[name]}")
             return
-        lowest = 0.0 if name == "weight_decay" else math.ulp(0.0)
-        if not (math.isfinite(high) and lowest <= low <= high) or (low == 0 < high):
+        if name == "weight_decay" and low == high == 0:
+            return
+        if not SMALLEST <= low <= high <= LARGEST:
             raise ValueError(
-                f"{name} is ({low}, {high}); expected low <= high, both positive and finite"
-                + (" (or both 0)" if name == "weight_decay" else "")
+                f"{name} is ({low}, {high}); expected low <= high, both positive and finite, {SMALLEST:g} to "
+                f"{LARGEST:g}" + (" (or both 0)" if name == "weight_decay" else "")
             )
+
+    def mixing(self, num_runs: int) -> str:
+        """What keeps so many runs from mixing optimizers and batch sizes, and what helps; or nothing."""
+        choices = {"optimizer": len(self.optimizer), "batch size": len(self.batch_size)}
+        varied, combinations = [what for what in choices if choices[what] > 1], math.prod(choices.values())
+        blocks = range(0, num_runs, self.block_size)
+        if len(blocks) >= combinations:
+            return ""
+        drawn = len({(run.optimizer, run.batch_size) for run in self.runs(blocks)})
+        smaller = self.group_size
+        while 2 * smaller * combinations <= num_runs:
+            smaller *= 2
+        cure = f"--block-size {smaller} mixes" if smaller < self.block_size else "a larger --num-runs mixes"
+        draw = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
+        draw += f" of {self.block_size} runs draw{'s' * (len(blocks) == 1)} {drawn}"
+        what = f"{varied[0]}s" if len(varied) == 1 else f"combinations of {' and '.join(varied)}"
+        return f"{draw} of {combinations} {what}; {cure} more"
 
     def _check_hyper(self) -> None:
         taken = {each.name for each in (*fields(RunSettings), *fields(self))}
@@ -193,7 +235,7 @@ class RunPlan:
         order_id = run_id // self.group_size
         of_run = np.random.default_rng([self.seed, HYPER, run_id]).random(7)
         of_group = np.random.default_rng([self.seed, GROUP, order_id]).random(2)
-        of_block = np.random.default_rng([self.seed, BLOCK, run_id // self.block_size]).random(2)
+        optimizer, batch_size = self._combination(run_id // self.block_size)
 
         def log_uniform(bounds: tuple[float, float], u: float) -> float:
             low, high = bounds
@@ -202,14 +244,13 @@ class RunPlan:
         def uniform(bounds: tuple[float, float], u: float) -> float:
             return float(bounds[0] + u * (bounds[1] - bounds[0]))
 
-        optimizer = _one_of(self.optimizer, of_block[0])
         loss = _one_of(self.loss, of_run[5])
         ratio = OPTIMIZERS[optimizer].lr_ratio
         return RunSettings(
             run_id=run_id,
             order_id=order_id,
             optimizer=optimizer,
-            batch_size=_one_of(self.batch_size, of_block[1]),
+            batch_size=batch_size,
             lr=log_uniform(self.lr, of_run[0]) * ratio,
             weight_decay=log_uniform(self.weight_decay, of_run[1]) / ratio,
             init_scale=log_uniform(self.init_scale, of_run[2]),
@@ -221,6 +262,13 @@ class RunPlan:
             gamma=uniform(self.gamma, of_run[6]) if loss == "tailr" else 0.0,
             hyper={name: uniform(bounds, self._draw(run_id, name)) for name, bounds in self.hyper.items()},
         )
+
+    def _combination(self, block: int) -> tuple[str, int]:
+        """Optimizer and batch size of a block: a cycle of blocks has all of them, in an order of its own."""
+        all_of_them = list(product(self.optimizer, self.batch_size))
+        cycle, place = divmod(block, len(all_of_them))
+        drawn = np.random.default_rng([self.seed, BLOCK, cycle]).random(len(all_of_them))
+        return all_of_them[int(drawn.argsort()[place])]
 
     def _draw(self, run_id: int, name: str) -> float:
         """A task's own hyper-parameter is drawn alike whichever others there are."""

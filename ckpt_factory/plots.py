@@ -11,12 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from .files import atomic_path
-from .header import Imported
+from .header import Imported, ZooHeader
 from .zoo import Zoo
 
 MOST_UNITS = 64
 """Shards that a picture is drawn from, spread over the zoo."""
 BINS = 48
+LOG_SPAN = 5
+"""From this ratio of its ends on, what is minimised is shown on a logarithmic axis; returns never are."""
 PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 INK, MUTED, GRID = "#1b2130", "#5b6475", "#e3e6ec"
 COLOURS = ("#0f766e", "#c2570c", "#7052c8", "#2563a8", "#a3195b")
@@ -24,8 +26,9 @@ COLOURS = ("#0f766e", "#c2570c", "#7052c8", "#2563a8", "#a3195b")
 
 def zoo_picture(zoo: Zoo, path: Path) -> None:
     """Write a PNG of a zoo's metric coverage, learning curves and, where recipes vary, how runs ended."""
-    units = zoo.finished_units()
-    units = units[:: max(1, len(units) // MOST_UNITS)]
+    finished = zoo.finished_units()
+    units = finished[:: max(1, len(finished) // MOST_UNITS)]
+    sampled = " sampled" if len(units) < len(finished) else ""
     parts = [zoo.read_metrics(unit) for unit in units]
     columns = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     shape = (-1, zoo.header.plan.num_checkpoints)
@@ -34,8 +37,8 @@ def zoo_picture(zoo: Zoo, path: Path) -> None:
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(15 if varied else 10, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.15))
         axes = figure.subplots(1, 3 if varied else 2)
-        _coverage(axes[0], values, zoo.header.prompted)
-        _curves(axes[1], steps, values, zoo.header.prompted)
+        _coverage(axes[0], values, zoo.header, sampled)
+        _curves(axes[1], steps, values, zoo.header, sampled)
         if varied:
             _endings(axes[2], zoo)
         for ax in axes:
@@ -55,14 +58,14 @@ def zoo_picture(zoo: Zoo, path: Path) -> None:
 
 
 def coverage(zoo: Zoo, bins: int = 24) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(edges, checkpoints in each) of the prompted metric, evenly spaced in its logarithm if all positive."""
+    """(edges, checkpoints in each) of the prompted metric, evenly spaced as on the axis of `zoo_picture`."""
     units = zoo.finished_units()
     units = units[:: max(1, len(units) // MOST_UNITS)]
     values = np.concatenate([zoo.read_metrics(unit)[zoo.header.prompted].numpy() for unit in units])
     values = values[np.isfinite(values)]
     if not len(values):
         return np.array([0.0, 1.0]), np.array([0])
-    counts, edges = np.histogram(values, _edges(values, bins))
+    counts, edges = np.histogram(values, _edges(values, bins, zoo.header.objective))
     return edges, counts
 
 
@@ -72,37 +75,49 @@ def sparkline(counts: NDArray[np.int64]) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[int(np.ceil(8 * count / most))] for count in counts)
 
 
-def _edges(values: NDArray, bins: int) -> NDArray[np.float64]:
-    """Of bins over all but the outermost thousandths of the values, which may lie anywhere."""
-    low, high = (float(v) for v in np.quantile(values, [0.001, 0.999]))
+def _range(values: NDArray) -> tuple[float, float]:
+    """Of all but the outermost thousandths of the values, which may lie anywhere."""
+    low, high = np.quantile(values, [0.001, 0.999])
+    return float(low), float(high)
+
+
+def _is_log(values: NDArray, objective: str) -> bool:
+    """Whether values belong on a logarithmic axis: losses that fall by a factor, no shares and no returns."""
+    low, high = _range(values)
+    return objective == "min" and float(values.min()) > 0 and high > LOG_SPAN * low
+
+
+def _edges(values: NDArray, bins: int, objective: str) -> NDArray[np.float64]:
+    """Of bins over the range of the values."""
+    low, high = _range(values)
     if low == high:
         return np.array([low - 0.5, high + 0.5])
-    if low > 0:
+    if _is_log(values, objective):
         edges = np.geomspace(low, high, bins + 1)
         edges[[0, -1]] = low, high  # geomspace rounds
         return edges
     return np.linspace(low, high, bins + 1)
 
 
-def _coverage(ax: Axes, values: NDArray, column: str) -> None:
+def _coverage(ax: Axes, values: NDArray, header: ZooHeader, sampled: str) -> None:
     finite = values[np.isfinite(values)]
-    label = column.replace("_", " ")
+    label = header.prompted.replace("_", " ")
     if len(finite):
-        edges = _edges(finite, BINS)
+        edges = _edges(finite, BINS, header.objective)
         ax.hist(finite, edges.tolist(), weights=np.full(len(finite), 100 / len(finite)), color=COLOURS[0])
-        if finite.min() > 0:
+        if _is_log(finite, header.objective):
             ax.set_xscale("log")
-    ax.set_title(f"Coverage: {len(finite):,} checkpoints", loc="left", color=INK, fontsize=11)
+    ax.set_title(f"Coverage: {len(finite):,} checkpoints{sampled}", loc="left", color=INK, fontsize=11)
     ax.set_xlabel(label, color=MUTED)
     ax.set_ylabel("share of checkpoints, %", color=MUTED)
 
 
-def _curves(ax: Axes, steps: NDArray, values: NDArray, column: str) -> None:
+def _curves(ax: Axes, steps: NDArray, values: NDArray, header: ZooHeader, sampled: str) -> None:
     """Quantiles over runs, at the steps of the first run; other runs' values are interpolated there."""
     finite = np.isfinite(values).all(1)
-    ax.set_title(f"Learning: {int(finite.sum()):,} runs", loc="left", color=INK, fontsize=11)
+    ax.set_title(f"Learning: {int(finite.sum()):,} runs{sampled}", loc="left", color=INK, fontsize=11)
     ax.set_xlabel("step", color=MUTED)
-    ax.set_ylabel(column.replace("_", " "), color=MUTED)
+    ax.set_ylabel(header.prompted.replace("_", " "), color=MUTED)
     if not finite.any():
         return
     at = steps[0]
@@ -115,29 +130,37 @@ def _curves(ax: Axes, steps: NDArray, values: NDArray, column: str) -> None:
     ax.plot(at, middle, color=COLOURS[1], label="median")
     ax.set_xscale("symlog", linthresh=1)
     ax.set_xlim(left=0)
-    if low.min() > 0:
+    if _is_log(np.stack([low, high]), header.objective):
         ax.set_yscale("log")
     ax.legend(frameon=False, labelcolor=MUTED, fontsize=9)
 
 
 def _endings(ax: Axes, zoo: Zoo) -> None:
-    """Last metric against learning rate, one colour an optimizer."""
-    runs = zoo.read_runs().select(["lr", "optimizer", "status", f"final_{zoo.header.prompted}"]).to_pydict()
-    lr, last = np.array(runs["lr"]), np.array(runs[f"final_{zoo.header.prompted}"])
-    optimizer, good = np.array(runs["optimizer"]), np.array(runs["status"]) == "finished"
-    for colour, name in zip(COLOURS, sorted(set(runs["optimizer"])), strict=False):
-        mine = good & (optimizer == name)
-        shown = np.flatnonzero(mine)[:: max(1, int(mine.sum()) // 1000)]
-        ax.scatter(lr[shown], last[shown], s=7, alpha=0.5, color=colour, linewidths=0, label=name)
-    ax.set_title(
-        f"Endings: {int(good.sum()):,} runs, {int((~good).sum()):,} diverged",
-        loc="left",
-        color=INK,
-        fontsize=11,
-    )
-    ax.set_xscale("log")
-    if good.any() and last[good].min() > 0:
-        ax.set_yscale("log")
-    ax.set_xlabel("peak learning rate", color=MUTED)
-    ax.set_ylabel(f"last {zoo.header.prompted.replace('_', ' ')}", color=MUTED)
-    ax.legend(frameon=False, labelcolor=MUTED, fontsize=9, markerscale=2.5)
+    """Last metric against learning rate, or how often where no optimizer has several; one colour each."""
+    column, objective = f"final_{zoo.header.prompted}", zoo.header.objective
+    runs = zoo.read_runs().select(["lr", "optimizer", "status", column]).to_pydict()
+    lr, last, optimizer = (np.array(runs[name]) for name in ("lr", column, "optimizer"))
+    good, names = np.array(runs["status"]) == "finished", sorted(set(runs["optimizer"]))
+    by_name = {name: np.flatnonzero(good & (optimizer == name)) for name in names}
+    label = f"last {zoo.header.prompted.replace('_', ' ')}"
+    is_log = bool(good.any()) and _is_log(last[good], objective)
+    if len(set(zip(runs["lr"], runs["optimizer"], strict=True))) == len(names):
+        if good.any():
+            edges = _edges(last[good], BINS // 2, objective).tolist()
+            parts = [last[rows] for rows in by_name.values()]
+            ax.hist(parts, edges, stacked=True, color=COLOURS[: len(names)], label=names)
+        ax.set_xscale("log" if is_log else "linear")
+        ax.set_xlabel(label, color=MUTED)
+        ax.set_ylabel("runs", color=MUTED)
+    else:
+        for colour, (name, rows) in zip(COLOURS, by_name.items(), strict=False):
+            shown = rows[:: max(1, len(rows) // 1000)]
+            ax.scatter(lr[shown], last[shown], s=7, alpha=0.5, color=colour, linewidths=0, label=name)
+        ax.set_xscale("log")
+        ax.set_yscale("log" if is_log else "linear")
+        ax.set_xlabel("peak learning rate", color=MUTED)
+        ax.set_ylabel(label, color=MUTED)
+    title = f"Endings: {int(good.sum()):,} runs, {int((~good).sum()):,} diverged"
+    ax.set_title(title, loc="left", color=INK, fontsize=11)
+    if ax.get_legend_handles_labels()[0]:  # none where all runs diverged
+        ax.legend(frameon=False, labelcolor=MUTED, fontsize=9, markerscale=2.5)

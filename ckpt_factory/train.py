@@ -140,7 +140,7 @@ def stack_optimizer(
         momentum=column("momentum"),
     )
     if plan.compile and optimizer_kind(runs[0].optimizer).compiles:
-        optimizer.update = partial(compiled(type(optimizer).update), optimizer)
+        optimizer.update_all = partial(compiled(type(optimizer).update_all), optimizer)
     return optimizer
 
 

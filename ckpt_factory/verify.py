@@ -32,6 +32,8 @@ class Verification:
     damaged_units: list[int] = field(default_factory=list)
     missing_units: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    """Those of the problems that are metrics which differ when they are measured again."""
     last_networks: dict[str, int] = field(default_factory=dict)
     """A hash of each finite run's last network -> its run_id, to find runs that are there twice."""
 
@@ -68,12 +70,12 @@ def discard_damaged(zoo: Zoo) -> Iterator[tuple[int, str]]:
 
 def merge(zoo: Zoo, parts: Iterable[Verification]) -> Verification:
     """What the checks of all finished units say of the zoo, with what only shows in the whole."""
-    total = Verification()
-    for part in sorted(parts, key=lambda part: part.units):
+    total, parts = Verification(), sorted(parts, key=lambda part: part.units)
+    for part in parts:
         for name in ("runs", "checkpoints", "diverged", "remeasured"):
             setattr(total, name, getattr(total, name) + getattr(part, name))
         total.worst_difference = max(total.worst_difference, part.worst_difference)
-        for name in ("units", "damaged_units", "problems"):
+        for name in ("units", "damaged_units", "problems", "differences"):
             getattr(total, name).extend(getattr(part, name))
         for digest, run_id in part.last_networks.items():
             first = total.last_networks.setdefault(digest, run_id)
@@ -84,6 +86,14 @@ def merge(zoo: Zoo, parts: Iterable[Verification]) -> Verification:
         total.problems = [f"{HEADER}: its sha256 is not the one that the shards were made with; restore it"]
         total.damaged_units = []
         return total
+    measured = [part for part in parts if part.remeasured]
+    if measured and all(part.differences for part in measured):  # though their checksums hold
+        total.problems = [problem for problem in total.problems if problem not in total.differences]
+        total.damaged_units = [part.units[0] for part in parts if len(part.problems) > len(part.differences)]
+        total.problems.append(
+            f"the shards are intact, their checksums hold, but in all of them metrics differ "
+            f"({total.differences[0]}): the task's data or code is not what the zoo was made with"
+        )
     total.missing_units = sorted(set(range(zoo.header.num_units)) - set(total.units))
     for path_of, pattern in (
         (zoo.checkpoints_path, "checkpoints/**/*.parquet"),
@@ -176,5 +186,6 @@ def _measure_again(
             found.worst_difference = max(found.worst_difference, worst)
             wrong = int((~(difference <= TOLERANCE[precision])).sum())  # NaN is no agreement
             if wrong > math.ceil(task.sensitive * len(picked)):
-                found.problems.append(f"{name}: {column} measured again differs by {worst:.2g}")
+                found.differences.append(f"{name}: {column} measured again differs by {worst:.2g}")
+        found.problems.extend(found.differences)
     found.remeasured = len(picked)

@@ -18,27 +18,26 @@ from ckpt_factory.bench import (
     machine,
     measure_factory,
     measure_storage,
+    paired_difference,
     whole_stacks,
 )
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks import MLPClassifier
+from rl_tasks.bench import measure_learning, measure_steps
+from rl_tasks.tasks import PolicyTask
 
 from .command import Command, Outcome
+from .factory import PRESETS
 from .progress import say
 from .scaling import measure_memory, measure_scaling
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
-    "tasks": "factory",
-    "data_root": "factory",
-    "variants": "factory",
-    "seconds": "factory",
-    "full": "factory",
-    "runs_per_actor": "scaling",
-    "num_runs": "scaling",
-    "noises": "tailr",
-    "gammas": "tailr",
-    "runs_per_setting": "tailr",
+    **dict.fromkeys(("tasks", "data_root", "variants", "full"), ("factory",)),
+    "seconds": ("factory", "rl"),
+    **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
+    **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
+    "repeats": ("factory", "storage", "scaling", "rl"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
 LONGEST_STACK_S = 900.0
@@ -49,15 +48,19 @@ LONGEST_STACK_S = 900.0
 class BenchConfig:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr"]] = "factory"
-    """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap.
-    storage: writing and reading checkpoints, against LMDB, safetensors and npy.
-    scaling: one actor against two, and the memory of the driver.
-    tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr."""
+    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr", "rl"]] = "factory"
+    """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
+    three to seven minutes.
+    storage: writing and reading checkpoints, against LMDB, safetensors and npy; a minute.
+    scaling: one actor against two, and the memory of the driver; ten minutes.
+    tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr; half a
+    minute.
+    rl: steps of CartPole and CPU seconds to a good policy, against the usual loops and
+    Stable-Baselines3; two minutes."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
-    """Rounds in which all take turns; figures are medians."""
+    """factory, storage, scaling, rl: rounds in which all take turns; figures are medians."""
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
@@ -65,7 +68,7 @@ class BenchConfig:
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
-    """factory: CPU seconds of one measurement."""
+    """factory, rl: CPU seconds of one measurement."""
     full: bool = False
     """factory: also train two whole stacks of each recipe and write them, which takes minutes."""
     runs_per_actor: int = 4096
@@ -81,10 +84,10 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            owner = OPTIONS.get(field.name, self.what)
-            if owner != self.what and getattr(self, field.name) != field.default:
+            owners = OPTIONS.get(field.name, (self.what,))
+            if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
-                raise ValueError(f"{flag} is for `theta bench {owner}`, not for {self.what}")
+                raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
         for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
@@ -101,7 +104,7 @@ def bench_factory(config: BenchConfig) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     for name, task in _tasks(config, left_out):
         say(f"measuring {name}: {RECIPES[name].text}")
-        whole: dict[str, dict[str, float]] = {}
+        whole: dict[str, dict[str, dict[str, float | int]]] = {}
         try:
             found = measure_factory(
                 task,
@@ -117,7 +120,7 @@ def bench_factory(config: BenchConfig) -> dict[str, Any]:
             left_out[name] = str(error)
             say(f"{name} left out: {error}")
             continue
-        by_task[name] = found | {"whole_stacks": whole}
+        by_task[name] = found | whole
         _print_factory(name, by_task[name])
     if not by_task:
         raise ValueError(f"no task is left to measure ({'; '.join(left_out.values())})")
@@ -142,16 +145,24 @@ def _tasks(config: BenchConfig, left_out: dict[str, str]) -> Iterator[tuple[str,
             yield name, task
 
 
-def _whole(name: str, task: Task, contenders: Mapping[str, Any], out: Path) -> dict[str, dict[str, float]]:
-    found, recipe = {}, RECIPES[name]
-    for variant in contenders.keys() - {"plain_loop", "vmap"}:
+def _whole(
+    name: str, task: Task, contenders: Mapping[str, Any], out: Path
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Whole stacks by variant, and how the final test error of all runs differs from that in float32."""
+    found, finals, recipe = {}, {}, RECIPES[name]
+    for variant in [each for each in contenders if each not in ("plain_loop", "vmap")]:
         seconds = contenders[variant]["cpu_s_per_run"] * recipe.stack_size
         if seconds > LONGEST_STACK_S:
             say(f"{name} {variant}: a stack would take {seconds:,.0f} CPU s; it stays extrapolated")
             continue
         say(f"training two whole stacks of {name}, {variant}: {2 * seconds:,.0f} CPU s or so")
-        found[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
-    return found
+        found[variant], finals[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
+    paired = {
+        variant: paired_difference(values["test_error"], finals["float32"]["test_error"])
+        for variant, values in finals.items()
+        if variant != "float32" and "float32" in finals
+    }
+    return {"whole_stacks": found, "final_test_error_against_float32": paired}
 
 
 def _print_factory(name: str, found: Mapping[str, Any]) -> None:
@@ -174,7 +185,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
         f"of {found['runs_per_stack']} (the plain loop: one network); CPU s a run is extrapolated from them. "
         f"Peak of matrix products in GFLOP/CPU s: {peaks}; each is compared with that of its precision.",
     )
-    if found["whole_stacks"]:
+    if found.get("whole_stacks"):
         whole = {
             contender: {
                 "CPU s/run": each["cpu_s_per_run"],
@@ -189,6 +200,24 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
             f"{name}: whole stacks",
             "Measured from the initialisation to the shard on disk, once; a zoo's checkpoints are evaluated "
             "on the validation split, too. Compiling: wall time by which the first stack took longer.",
+        )
+    if found.get("final_test_error_against_float32"):
+        paired = {
+            variant: {
+                "% error": 100 * (each["reference"] + each["mean_difference"]),
+                "in float32": 100 * each["reference"],
+                "change": 100 * each["mean_difference"],
+                "from": 100 * each["low"],
+                "to": 100 * each["high"],
+                "p": each["p_value"],
+            }
+            for variant, each in found["final_test_error_against_float32"].items()
+        }
+        _print(
+            paired,
+            f"{name}: final test error by precision",
+            "Percent, the same runs in pairs; the mean change with its 95 % interval and the p-value of "
+            "none.",
         )
 
 
@@ -229,12 +258,15 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
                 "runs/s": found[f"runs_per_s_{actors}"],
                 "CPU s/run": found[f"cpu_s_per_run_{actors}"],
                 "CPU share": found[f"cpu_share_{actors}"],
+                "% idle": 100 * found[f"idle_share_{actors}"],
             }
             for actors in (1, 2)
         },
-        f"scaling: two actors make {found['speedup']:.3g} times the runs of one",
-        "digits, each actor from its first unit's start to its last one's end; CPU share is CPU time by "
-        "wall time of that.",
+        f"scaling: two actors make {found['speedup']:.3g} times the runs of one, "
+        f"{found['speedup_by_cpu_time']:.3g} times by their CPU time",
+        "digits, each actor from its first unit's start to its last one's end. CPU share: CPU time by wall "
+        "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
+        "believe. Idle: waiting for the next unit.",
     )
     _print(
         {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
@@ -270,6 +302,32 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
     return {"settings": rows}
 
 
+def bench_rl(config: BenchConfig) -> dict[str, Any]:
+    """Measure steps of the environment, then whole trainings, each beside its alternatives."""
+    task = make("rl_tasks:cartpole-v0")
+    assert isinstance(task, PolicyTask)
+    found = measure_steps(task, repeats=config.repeats, seconds=config.seconds)
+    fastest = max(found["env_steps_per_cpu_s"].values())
+    _print(
+        {
+            name: {"env-steps/CPU s": rate, "ours x": fastest / rate}
+            for name, rate in found["env_steps_per_cpu_s"].items()
+        },
+        "CartPole-v1: steps of the environment with a policy 4-32-32-2",
+        "Acting included, one thread.",
+    )
+    say("training policies to a mean return of 475, ours and Stable-Baselines3's in turns")
+    learning = measure_learning(task, PRESETS["cartpole"]().plan, repeats=config.repeats)
+    _print(
+        {name: {"CPU s": value} for name, value in learning["cpu_s_per_good_policy"].items()},
+        f"a policy of return 475: {learning['times_stable_baselines3']:.3g} times cheaper",
+        "CPU s to a mean return of 475 over 16 episodes, measuring left out. Ours: 256 policies trained "
+        "together until nine in ten are as good, per good policy. Stable-Baselines3: PPO with its own "
+        "tuning for CartPole-v1, one policy.",
+    )
+    return found | {"learning": learning, "times_stable_baselines3": learning["times_stable_baselines3"]}
+
+
 def _print(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
     columns = list(next(iter(rows.values())))
     table = Table(title=title, caption=caption)
@@ -294,10 +352,13 @@ def _run(config: BenchConfig) -> Outcome:
         "storage": bench_storage,
         "scaling": bench_scaling,
         "tailr": bench_tailr,
+        "rl": bench_rl,
     }[config.what]
+    config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
     say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
-    return about | {"threads": 1, "repeats": config.repeats} | measure(config), config.out, 0
+    repeats = {"repeats": config.repeats} if config.what in OPTIONS["repeats"] else {}
+    return about | {"threads": 1} | repeats | measure(config), config.out, 0
 
 
 COMMAND = Command(
@@ -308,5 +369,6 @@ COMMAND = Command(
     examples="theta bench factory --data-root data --full\n"
     "theta bench storage\n"
     "theta bench scaling --num-runs 1000 10000 100000\n"
-    "theta bench tailr",
+    "theta bench tailr\n"
+    "theta bench rl",
 )

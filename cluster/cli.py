@@ -10,13 +10,16 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+import tyro.constructors
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -55,10 +58,14 @@ VERBS = {
         "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
+    "watch": (
+        "watch",
+        "Film policies that a generator makes, side by side, each with its prompt and its return.",
+    ),
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
     "bench": (
         "bench",
-        "Measure on this machine: factory, storage or scaling, each beside its alternatives.",
+        "Measure on this machine: factory, storage, scaling, policies (rl), or the loss TaiLr.",
     ),
 }
 """Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
@@ -96,8 +103,7 @@ def command_of(name: str) -> Command:
         ValueError: there is no such verb.
     """
     if name not in VERBS:
-        close = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = _did_you_mean(name, VERBS)
         raise ValueError(f"unknown command {name!r}; {hint}expected one of {', '.join(VERBS)}")
     return importlib.import_module(f"{__package__}.{VERBS[name][0]}").COMMAND
 
@@ -170,6 +176,7 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
                 prog=f"theta {name}",
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                registry=_registry(),
             )
     except SystemExit as stop:
         if stop.code:
@@ -201,6 +208,39 @@ def _with_each_dict(config: Any, value: Callable[[tuple[str, ...]], dict], path:
 
 def _at(config: Any, path: tuple[str, ...]) -> Any:
     return functools.reduce(getattr, path, config)
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """How tyro reads what it knows, but does not know what it means: a pair of numbers is a range."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        if typing.get_origin(info.type) is not tuple or typing.get_args(info.type) != (float, float):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs="*",  # of two alone, tyro would say itself that one is missing, and not what it is
+            metavar="LOW HIGH",
+            instance_from_str=_range,
+            is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
+            str_from_instance=lambda value: [str(each) for each in value],
+        )
+
+    return registry
+
+
+def _range(given: list[str]) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except ValueError:
+        number = given[0] if len(given) == 1 else "0.1"
+        raise ValueError(
+            f"got {' '.join(given) or 'nothing'}; expected a range of two numbers, LOW HIGH; twice the same "
+            f"number fixes it: {number} {number}"
+        ) from None
+    return low, high
 
 
 def _absolute(config: Any) -> Any:
@@ -244,19 +284,26 @@ def _take_preset(name: str, command: Command, args: list[str]) -> tuple[str | No
             value = args[i + 1] if i + 1 < len(args) else ""
         if value not in command.presets:
             known = ", ".join(command.presets) or "none"
-            raise ValueError(f"unknown preset {value!r}; theta {name} has: {known}")
+            hint = _did_you_mean(value, command.presets)
+            raise ValueError(f"unknown preset {value!r}; {hint}theta {name} has: {known}")
         return value, args[:i] + args[i + (1 if equals else 2) :]
     return None, args
 
 
 def _one_line(box: str) -> str:
     """The words of an error box: what was wrong, and what may have been meant."""
-    lines = [
-        line.strip("│╰╯─ ") for line in box.splitlines() if not line.startswith("╭")
-    ]  # but not its title
-    lines = [line for line in lines if set(line) != {"─"}]
+    lines = [line.strip("│╰╯─ ") for line in box.splitlines()[1:]]  # the first is its title
+    lines = [line for line in lines if set(line) != {"-"}]  # rules, where a terminal knows ASCII alone
     text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-    return text.partition(" Argument helptext:")[0] + "; see --help"
+    text = re.sub(r"^Error parsing (config[\w.]*: )?", "", text.partition(" Argument helptext:")[0])
+    choice = re.search(r"invalid choice '(.*?)' .*Expected one of \((.*?)\)", text)
+    hint = _did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2])) if choice else ""
+    return f"{text}{'; ' * bool(hint)}{hint.removesuffix(' ')}; see --help"
+
+
+def _did_you_mean(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _overview() -> Table:

@@ -41,7 +41,7 @@ class DemoConfig:
 
 
 def full() -> DemoConfig:
-    """The default: under six minutes on two cores."""
+    """The default: three and a half minutes on two cores."""
     return DemoConfig()
 
 

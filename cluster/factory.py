@@ -21,7 +21,7 @@ from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
-from .progress import ProgressBar, say
+from .progress import ProgressBar, rate, say
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
@@ -33,7 +33,9 @@ class FactoryConfig:
     """What zoo to make."""
 
     task: str = "digits-mlp-v0"
-    """Id of the learning problem; `module:id` for one of your own."""
+    """Id of the learning problem: digits-mlp-v0, mnist-mlp-v0, cifar-cnn-v0; images-mlp-v0 and images-cnn-v0
+    for a folder of your own images; quadratic-v0, a bowl that needs no data, to try things on; `module:id`
+    for one of your own."""
     env: str | None = None
     """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
     options: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class FactoryConfig:
     """The recipe of the runs."""
     repair: bool = False
     """First look for damaged shards, and make those anew."""
+    use_gpu: bool = False
+    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
 
     def __post_init__(self) -> None:
         if self.env is not None and "env" in self.options:
@@ -98,6 +102,7 @@ def diverse() -> FactoryConfig:
         data_fraction=(0.5, 1.0),
         loss=("cross-entropy", "tailr"),
         gamma=(0.05, 0.3),
+        block_size=16,
         spacing="metric",
     )
     return FactoryConfig(num_runs=4096, plan=plan)
@@ -124,11 +129,42 @@ def cartpole() -> FactoryConfig:
     return FactoryConfig(task=task, num_runs=10_000, plan=plan)
 
 
+def pendulum() -> FactoryConfig:
+    """4,096 Gaussian Pendulum policies trained by PPO for 61,000 steps of the environment, 50 checkpoints."""
+    plan = RunPlan(
+        num_steps=1920,
+        batch_size=(128,),
+        optimizer=("adamw",),
+        lr=(0.05, 0.05),
+        weight_decay=(0.0, 0.0),
+        hyper=_fixed(discount=0.97, value_lr=0.01),
+        num_checkpoints=50,
+        spacing="metric",
+    )
+    task = "rl_tasks:pendulum-v0?activation=tanh&copies=16&epochs=4"
+    return FactoryConfig(task=task, num_runs=4096, plan=plan)
+
+
+def gym() -> FactoryConfig:
+    """64 policies, by PPO, for an environment of Gymnasium's or your own: give --env ID or module:ID."""
+    plan = RunPlan(
+        num_steps=1280,
+        batch_size=(128,),
+        optimizer=("adamw",),
+        lr=(0.05, 0.05),
+        weight_decay=(0.0, 0.0),
+        num_checkpoints=20,
+    )
+    return FactoryConfig(task="rl_tasks:gym-v0", num_runs=64, stack_size=16, plan=plan)
+
+
 def _fixed(**values: float) -> dict[str, tuple[float, float]]:
     return {name: (value, value) for name, value in values.items()}
 
 
-PRESETS = {each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole)}
+PRESETS = {
+    each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole, pendulum, gym)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +181,9 @@ class ZooResult:
 class FactoryActor:
     """Trains stacks, one thread, data from the object store."""
 
-    def __init__(self, zoo_path: Path, data: Any):
+    def __init__(self, zoo_path: Path, data: Any, device: str):
         torch.set_num_threads(1)
+        self.device = device
         self.zoo = Zoo.open(zoo_path)
         self.task = make(self.zoo.header.task, data=data)
 
@@ -154,7 +191,7 @@ class FactoryActor:
         started, cpu = time.time(), time.process_time()
         header, plan = self.zoo.header, self.zoo.header.runs_plan
         runs = plan.runs(header.run_ids(unit))
-        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype])
+        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device)
         facts = self.zoo.write_unit(unit, rows)
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
@@ -190,9 +227,14 @@ class CheckpointFactory:
     def fit(self) -> ZooResult:
         started = time.monotonic()
         header, task = check(self.config)
+        if self.config.use_gpu and not ray.cluster_resources().get("GPU"):
+            raise ValueError(
+                "use_gpu is given, but this cluster has no GPU; leave it out, or add a node with one"
+            )
         zoo = Zoo.create(self.config.out, header)
-        for note in task.notes:
-            say(note, label="note")
+        for note in (*task.notes, header.runs_plan.mixing(header.num_runs)):
+            if note:
+                say(note, label="note")
         if self.config.repair:
             for unit, problem in discard_damaged(zoo):
                 say(f"making shard {unit} anew: {problem}")
@@ -214,7 +256,10 @@ class CheckpointFactory:
         reports: list[dict[str, Any]] = []
         failed: dict[int, str] = {}
         data = ray.put(getattr(task, "data", None))
-        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kind, gpus = ("GPU", 1) if self.config.use_gpu else ("CPU", 0)
+        num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
+        actor = FactoryActor.options(num_gpus=gpus)
+        device = "cuda" if self.config.use_gpu else "cpu"
         made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
         begun, before = time.monotonic(), made
         with (
@@ -224,7 +269,7 @@ class CheckpointFactory:
         ):
             bar.update(made)
             for unit, report in run_units(
-                lambda: FactoryActor.remote(zoo.path.absolute(), data),
+                lambda: actor.remote(zoo.path.absolute(), data, device),
                 todo,
                 num_actors,
                 fatal=(DiskFullError,),
@@ -237,7 +282,7 @@ class CheckpointFactory:
                 log.write(json.dumps(report) + "\n")
                 log.flush()
                 made += report["runs"]
-                bar.update(made, f"{(made - before) / (time.monotonic() - begun):.0f} runs/s")
+                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
 
 

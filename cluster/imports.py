@@ -4,10 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ckpt_factory import Task, make
+from ckpt_factory import Task, make, spec
 from ckpt_factory.card import write_card, zoo_summary
 from ckpt_factory.files import check_writable
-from ckpt_factory.interchange import Source, begin_import, import_unit, open_folder, open_lmdb_set
+from ckpt_factory.interchange import (
+    Source,
+    begin_import,
+    import_unit,
+    open_folder,
+    open_lmdb_set,
+    run_directories,
+)
 from ckpt_factory.verify import discard_damaged
 
 from .command import Command, Outcome
@@ -19,7 +26,8 @@ class ImportConfig:
     """Which checkpoints to import, and as what."""
 
     lmdb: Path | None = None
-    """A set in the published LMDB format: the folder of its run directories 000000, 000001, ..."""
+    """A set in the published LMDB format: the folder of its run directories 000000, 000001, ..., in each
+    data.mdb, runs.json and DONE.txt, as the README describes them."""
     folder: Path | None = None
     """A folder of networks instead: state_dicts as .safetensors, .pt or .pth."""
     metrics: Path | None = None
@@ -77,6 +85,10 @@ def check(config: ImportConfig) -> None:
     if config.task is None and (config.evaluate or config.data_root is not None):
         raise ValueError("--evaluate and --data-root are about a task: name it with --task")
     check_writable(config.out)
+    if config.task is not None:
+        spec(config.task)
+    if config.lmdb is not None:
+        run_directories(config.lmdb)  # before the task's images are asked for
 
 
 def open_source(config: ImportConfig, task: Task | None) -> Source:
@@ -128,6 +140,8 @@ def import_zoo(config: ImportConfig) -> dict[str, Any]:
         say(damaged[0], label="warning")
     for name, why in list(source.skipped.items())[:10]:
         say(f"run {name} is left out: {why}", label="warning")
+    for file in source.strays[:10]:
+        say(f"{file} is left out: it is not in the table", label="warning")
     finished = set(zoo.finished_units())
     done = sum(len(zoo.header.run_ids(unit)) for unit in finished)
     if finished:
@@ -147,6 +161,7 @@ def import_zoo(config: ImportConfig) -> dict[str, Any]:
         "prompted": zoo.header.prompted,
         "runs_left_out": len(source.skipped),
         "left_out": dict(source.skipped),
+        "files_left_out": len(source.strays) or None,
     }
 
 
@@ -163,6 +178,7 @@ COMMAND = Command(
     _run,
     check=check,
     starts_ray=False,
-    examples="theta import --lmdb checkpoint_datasets/mnist --task mnist-mlp-v0 --out runs/imported\n"
+    examples="theta import --lmdb checkpoint_datasets/mnist --task mnist-mlp-v0 --data-root data "
+    "--out runs/imported\n"
     "theta import --folder networks --metrics metrics.csv --out runs/imported",
 )

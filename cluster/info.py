@@ -29,7 +29,7 @@ def info(config: InfoConfig) -> dict[str, Any]:
         raise ValueError(damaged[0])
     summary = zoo_summary(zoo)
     finals = summary.pop("final")
-    recipe = recipe_facts(zoo.header.plan)
+    recipe = recipe_facts(zoo.header.plan, zoo.read_runs())
     metrics = {f"final_{name}_{key}": value for name, v in finals.items() for key, value in v.items()}
     edges, counts = coverage(zoo)
     zoo_picture(zoo, config.out / PICTURE)

@@ -68,6 +68,16 @@ class ProgressBar:
             self.bar.stop()
 
 
+def rate(done: float, seconds: float, unit: str) -> str:
+    """How fast, in the unit that has figures to show: "83 runs/s", "0.42 runs/s", "12 s/run"."""
+    if not done or not seconds:
+        return ""
+    per_s = done / seconds
+    if per_s < 0.1:
+        return f"{1 / per_s:,.0f} s/{unit}"
+    return f"{per_s:,.0f} {unit}s/s" if per_s >= 10 else f"{per_s:.2g} {unit}s/s"
+
+
 def say(text: str, *, label: str = "", style: str = "yellow") -> None:
     """One line for the user, beside the progress bars; a label like "warning" stands before it in colour."""
     line = Text.assemble((f"{label}: ", style), text) if label else Text(text)

@@ -38,7 +38,11 @@ def measure_scaling(runs_per_actor: int, repeats: int, folder: Path) -> dict[str
             f"runs_per_s_{actors}": rate[actors],
             f"cpu_s_per_run_{actors}": cpu_s / sum(report["runs"] for report in reports),
             f"cpu_share_{actors}": cpu_s / wall_s,
+            f"idle_share_{actors}": 1 - wall_s / sum(span_s(log) for log in rounds),
         }
+    # What other programs take of the CPUs does not count here: each actor's rate by its CPU time.
+    per_cpu_s = {n: (1 - found[f"idle_share_{n}"]) / found[f"cpu_s_per_run_{n}"] for n in logs}
+    found["speedup_by_cpu_time"] = 2 * per_cpu_s[2] / per_cpu_s[1]
     return found | {"samples": {f"runs_per_s_{actors}": values for actors, values in samples.items()}}
 
 
@@ -47,13 +51,24 @@ def throughput(log: Sequence[dict[str, Any]]) -> float:
 
     Starting the actors is left out: it costs the same seconds whatever the size of the zoo.
     """
-    rate = 0.0
-    for actor in {(report["host"], report["pid"]) for report in log}:
-        own = [report for report in log if (report["host"], report["pid"]) == actor]
-        begun = min(report["started"] for report in own)
-        ended = max(report["started"] + report["wall_s"] for report in own)
-        rate += sum(report["runs"] for report in own) / (ended - begun)
-    return rate
+    return sum(sum(report["runs"] for report in own) / _span_s(own) for own in _by_actor(log))
+
+
+def span_s(log: Sequence[dict[str, Any]]) -> float:
+    """Seconds of all actors, each from its first unit's start to its last one's end, waiting included."""
+    return sum(_span_s(own) for own in _by_actor(log))
+
+
+def _by_actor(log: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    actors: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for report in log:
+        actors.setdefault((report["host"], report["pid"]), []).append(report)
+    return list(actors.values())
+
+
+def _span_s(own: Sequence[dict[str, Any]]) -> float:
+    begun = min(report["started"] for report in own)
+    return max(report["started"] + report["wall_s"] for report in own) - begun
 
 
 def measure_memory(sizes: Iterable[int], folder: Path) -> dict[str, Any]:

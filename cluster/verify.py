@@ -7,7 +7,7 @@ from typing import Any
 import ray
 import torch
 
-from ckpt_factory import make
+from ckpt_factory import Task, make
 from ckpt_factory.files import check_writable
 from ckpt_factory.verify import Verification, merge, verify_unit
 from ckpt_factory.zoo import Zoo
@@ -46,7 +46,7 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
     """Check every finished shard of a zoo on the connected cluster: (findings, the same as numbers)."""
     zoo = Zoo.open(config.zoo)
     units = zoo.finished_units()
-    task = make(zoo.header.task, data_root=config.data_root) if zoo.header.remeasurable else None
+    task = _task(zoo, config)
     data = ray.put(getattr(task, "data", None))
     share = [
         (i + 1) * config.sample // len(units) - i * config.sample // len(units) for i in range(len(units))
@@ -65,7 +65,7 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
     result = {
         name.replace("units", "shards"): value
         for name, value in asdict(found).items()
-        if name != "last_networks"
+        if name not in ("last_networks", "differences")
     }
     result |= {"shards": len(found.units), "ok": found.ok}
     return found, result
@@ -75,7 +75,7 @@ def _run(config: VerifyConfig) -> Outcome:
     found, result = verify(config)
     maker = Zoo.open(config.zoo).header.maker
     for problem in found.problems:
-        say(problem, label="damaged", style="red")
+        say(problem, label="problem", style="red")
     if found.missing_units:
         say(
             f"unfinished: {len(found.missing_units)} shards are missing; `{maker}` with the same "
@@ -89,8 +89,16 @@ def _run(config: VerifyConfig) -> Outcome:
 def _check(config: VerifyConfig) -> None:
     zoo = Zoo.open(config.zoo)
     check_writable(config.out)
-    if zoo.header.remeasurable:
-        make(zoo.header.task, data_root=config.data_root)
+    _task(zoo, config)
+
+
+def _task(zoo: Zoo, config: VerifyConfig) -> Task | None:
+    """The zoo's task on the data that it was made on, where metrics can be measured again."""
+    if not zoo.header.remeasurable:
+        return None
+    task = make(zoo.header.task, data_root=config.data_root)
+    zoo.header.check_inputs(task)
+    return task
 
 
 COMMAND = Command(

@@ -187,7 +187,9 @@ def _zoo(e: Evidence) -> str:
         ("Checkpoints", f"{z['checkpoints']:,} of {z['parameters']:,} parameters, {z['dtype']}"),
         ("Size", f"{z['bytes'] / 1e6:,.1f} MB in {z['shards']:,} of {z['planned_shards']:,} shards"),
     ]
-    facts += [(name.capitalize(), text) for name, text in recipe_facts(header.plan).items()]
+    facts += [
+        (name.capitalize(), text) for name, text in recipe_facts(header.plan, e.zoo.read_runs()).items()
+    ]
     facts += [
         (f"Last {label(name)}", " to ".join(show(v[key], 3, column=name) for key in ("min", "max")))
         for name, v in z["final"].items()

@@ -40,7 +40,8 @@ def episode_returns(
 ) -> Float64[ndarray, "M E"]:
     """The undiscounted return of every episode, M / R networks in sequence having the episodes of one row.
 
-    NaN where the environment broke. What a network returns depends on itself and its episodes alone.
+    NaN where the environment broke, or the network gave no numbers. What a network returns depends on itself
+    and its episodes alone.
 
     Args:
         env: is reset; whatever was in it is lost.
@@ -100,6 +101,8 @@ class _Queue:
         actions = self.head.act(outputs, self.log_std, noise)
         self.observations, reward, over, cut = self.env.step(self.head.to_env(actions))
         self.totals += reward.reshape(self.totals.shape)
+        if not np.isfinite(outputs.sum()):
+            self.totals[~np.isfinite(outputs).all(-1)] = np.nan  # that is no action, whatever came of it
         self.steps += self.live
         over |= cut
         over &= self.live.ravel()

@@ -194,6 +194,8 @@ class Gaussian(Head):
 
     def to_env(self, actions: Float32[ndarray, "K E A"]) -> Float32[ndarray, "N A"]:
         flat = actions.reshape(-1, self.outputs) * self.half + self.middle
+        if np.isnan(flat.sum()):  # of a policy that is lost: an environment need not know what to do with it
+            np.nan_to_num(flat, copy=False, posinf=np.inf, neginf=-np.inf)
         return np.clip(flat, self.low, self.high, out=flat)
 
     def log_prob(

@@ -30,7 +30,7 @@ HYPER = {
     "gae_lambda": 0.95,
     "clip": 0.2,
     "entropy": 0.0,
-    "value_lr": 1e-3,
+    "value_lr": 5e-3,
     "max_grad_norm": 0.5,
 }
 

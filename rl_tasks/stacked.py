@@ -45,7 +45,7 @@ class StackedEnv(ABC):
     spaces: Spaces
     max_steps: int
     """The time limit: the step of that number reports truncated, and terminated if it is that too."""
-    at_once: int = 4096
+    at_once: int = 8192
     """Copies to step together where there are many more to step: enough for numpy, few enough for caches."""
     notes: tuple[str, ...] = ()
     """What the user should know of this environment, one line each."""

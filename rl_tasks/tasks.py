@@ -157,7 +157,10 @@ class Constants(NamedTuple):
     reward_scale: float = 1.0
 
 
-CONSTANTS = {"Pendulum-v1": Constants((1.0, 1.0, 0.25), 0.1)}
+CONSTANTS = {
+    "MountainCarContinuous-v0": Constants((1.0, 10.0), 10.0),
+    "Pendulum-v1": Constants((1.0, 1.0, 0.25), 0.1),
+}
 
 
 def policy_task(

@@ -22,6 +22,13 @@ DATA_FOLDERS = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of pytest-xdist's processes runs all tests that need Ray, which knows one cluster a machine."""
+    for item in items:
+        if "cluster" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def theta_environment() -> dict[str, str]:
     """The environment for a `theta` of its own, with a Ray of its own: this session's token stays here."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

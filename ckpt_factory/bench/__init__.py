@@ -3,6 +3,7 @@
 from .clock import machine
 from .factory import RECIPES, Variant, measure_factory, whole_stacks
 from .label_noise import label_noise_experiment
+from .paired import paired_difference
 from .storage import measure_storage
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "machine",
     "measure_factory",
     "measure_storage",
+    "paired_difference",
     "whole_stacks",
 ]

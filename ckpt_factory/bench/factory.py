@@ -219,7 +219,9 @@ def count_work(task: Task, recipe: Recipe) -> Work:
     return Work(step=step.get_total_flops(), evaluation=forward.get_total_flops() * images // len(x))
 
 
-def whole_stacks(task: Task, recipe: Recipe, variant: Variant, folder: Path) -> dict[str, float]:
+def whole_stacks(
+    task: Task, recipe: Recipe, variant: Variant, folder: Path
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Train two stacks of the recipe by `train_stack` and write them; the first may have to compile.
 
     A zoo's checkpoints are evaluated on the validation split, too: what that costs is measured again by
@@ -230,7 +232,7 @@ def whole_stacks(task: Task, recipe: Recipe, variant: Variant, folder: Path) -> 
     plan, size = variant.plan(recipe), recipe.stack_size
     header = ZooHeader.of_task(task, plan, num_runs=2 * size, stack_size=size, dtype="float32")
     cpu, wall, peaks = [0.0, 0.0], [0.0, 0.0], []
-    peak = peak_probes(PEAK_S)[variant.precision]
+    peak, finals = peak_probes(PEAK_S)[variant.precision], {name: [] for name in header.metrics}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         zoo = Zoo.create(Path(temporary), header)
         for unit in range(2):
@@ -239,6 +241,8 @@ def whole_stacks(task: Task, recipe: Recipe, variant: Variant, folder: Path) -> 
             zoo.write_unit(unit, rows)
             cpu[unit], wall[unit] = time.process_time() - started, time.monotonic() - begun
             peaks.append(peak())
+            for name, values in rows.metrics.items():
+                finals[name] += values[:, -1].tolist()
     prepared = task.with_products(plan.precision, compile=plan.compile)
     extra = [split for split in SPLITS if split not in recipe.splits]
     snapshots = rows.theta.unbind(1)
@@ -246,7 +250,7 @@ def whole_stacks(task: Task, recipe: Recipe, variant: Variant, folder: Path) -> 
         prepared.evaluate(snapshots[0], split)
     evaluating = cpu_seconds(lambda: [prepared.evaluate(part, s) for part in snapshots for s in extra])
     cpu_s = (cpu[1] - evaluating) / size
-    return {
+    found = {
         "cpu_s_per_run": cpu_s,
         "share_of_peak": count_work(task, recipe).of_run(plan) / 1e9 / cpu_s / mean(peaks),
         "cpu_s_per_run_with_validation": cpu[1] / size,
@@ -254,6 +258,7 @@ def whole_stacks(task: Task, recipe: Recipe, variant: Variant, folder: Path) -> 
         "first_stack_more_wall_s": wall[0] - wall[1],
         "wall_s_per_run_with_validation": wall[1] / size,
     }
+    return found, finals
 
 
 def _compile_wall_s(contender: Contender, splits: tuple[str, ...]) -> float:

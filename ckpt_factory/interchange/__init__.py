@@ -2,7 +2,7 @@
 
 from .folder import open_folder
 from .huggingface import export_dataset
-from .lmdb_set import open_lmdb_set
+from .lmdb_set import open_lmdb_set, run_directories
 from .source import Progress, Run, Source, begin_import, import_unit
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "import_unit",
     "open_folder",
     "open_lmdb_set",
+    "run_directories",
 ]

@@ -28,7 +28,7 @@ def dataset_card(zoo: Zoo, *, name: str = "", license: str = "") -> str:
         f"| {column} | {v['min']:.4f} | {v['median']:.4f} | {v['max']:.4f} |"
         for column, v in s["final"].items()
     )
-    recipe = "\n".join(f"- {key}: {value}" for key, value in recipe_facts(h.plan).items())
+    recipe = "\n".join(f"- {key}: {value}" for key, value in recipe_facts(h.plan, zoo.read_runs()).items())
     params = "\n".join(
         f"| {key} | {list(shape)} | {part.start} | {part.stop} |" for key, part, shape in h.spec.slices()
     )

@@ -1,10 +1,9 @@
 """A folder of networks, .safetensors or .pt state_dicts, with a table of their metrics."""
 
-import math
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,35 @@ def open_folder(
         ValueError: the table is wrong, or some runs cannot be imported; the message says which and why.
     """
     folder = Path(folder)
+    there = _files(folder)
+    columns, runs = read_table(Path(metrics)) if metrics is not None else ((), files_as_runs(there))
+    survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints)
+    found = _look(folder, runs, task.spec if task else None, survey, progress)
+    listed = {row.file for rows in runs.values() for row in rows}
+    survey.strays = [file for file in there if file not in listed]
+    count = survey.conclude()
+    assert found is not None, "a run was sound"
+    spec, names = found, list(survey.counts)
+
+    def read(run_id: int) -> Run:
+        rows = runs[names[run_id]]
+        return _read_run(folder, [rows[i] for i in evenly(len(rows), count)], spec, columns)
+
+    return Source(
+        label=f"the folder {folder.resolve().name}",
+        spec=spec,
+        metrics=columns,
+        names=names,
+        num_checkpoints=count,
+        digest=survey.hash.hexdigest()[:16],
+        read=read,
+        skipped=survey.broken,
+        strays=survey.strays,
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    """All networks of a folder, relative to it."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; --folder names the one with the networks' files")
     there = sorted(
@@ -55,9 +83,17 @@ def open_folder(
     )
     if not there:
         raise ValueError(f"{folder} holds no networks; expected files {', '.join(f'*{s}' for s in SUFFIXES)}")
-    columns, runs = read_table(Path(metrics)) if metrics is not None else ((), files_as_runs(there))
-    survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints)
-    spec = task.spec if task else None
+    return there
+
+
+def _look(
+    folder: Path,
+    runs: Mapping[str, Sequence[Row]],
+    spec: ParamSpec | None,
+    survey: Survey,
+    progress: Progress,
+) -> ParamSpec | None:
+    """Look at every file; the spec that all have to keep to, given or that of the first."""
     for i, (name, rows) in enumerate(runs.items()):
         progress(i, len(runs))
         try:
@@ -66,37 +102,21 @@ def open_folder(
         except ValueError as error:
             survey.broken[name] = str(error)
         else:
-            survey.add(name, [(row.step, row.file) for row in rows])
+            survey.add(name, [(*row, (folder / row.file).stat().st_size) for row in rows])
     progress(len(runs), len(runs))
-    listed = {row.file for rows in runs.values() for row in rows}
-    survey.broken.update({file: f"it is not in {metrics}" for file in there if file not in listed})
-    count = survey.conclude()
-    assert spec is not None, "a run was sound"
-    found, names = spec, list(survey.counts)
+    return spec
 
-    def read(run_id: int) -> Run:
-        rows = runs[names[run_id]]
-        taken = [rows[i] for i in evenly(len(rows), count)]
-        theta = torch.empty(count, found.D)
-        for vector, row in zip(theta, taken, strict=True):
-            try:
-                state = load_state(folder / row.file)
-                vector.copy_(found.flatten({key: value.float() for key, value in state.items()}))
-            except ValueError as error:
-                raise ValueError(f"{folder / row.file} has changed since it was looked at: {error}") from None
-        measured = {key: torch.tensor([row.metrics[key] for row in taken]) for key in columns}
-        return Run(torch.tensor([row.step for row in taken]), theta, measured)
 
-    return Source(
-        label=f"the folder {folder.resolve().name}",
-        spec=found,
-        metrics=columns,
-        names=names,
-        num_checkpoints=count,
-        digest=survey.hash.hexdigest()[:16],
-        read=read,
-        skipped=survey.broken,
-    )
+def _read_run(folder: Path, taken: Sequence[Row], spec: ParamSpec, columns: Sequence[str]) -> Run:
+    theta = torch.empty(len(taken), spec.D)
+    for vector, row in zip(theta, taken, strict=True):
+        try:
+            state = load_state(folder / row.file)
+            vector.copy_(spec.flatten({key: value.float() for key, value in state.items()}))
+        except ValueError as error:
+            raise ValueError(f"{folder / row.file} has changed since it was looked at: {error}") from None
+    measured = {key: torch.tensor([row.metrics[key] for row in taken]) for key in columns}
+    return Run(torch.tensor([row.step for row in taken]), theta, measured)
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
@@ -126,6 +146,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"it holds {held or type(state).__name__}; expected a state_dict: names of parameters to tensors"
         )
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise ValueError(
+                f"parameter {name!r} is sparse, nested or without numbers; expected a dense tensor"
+            )
     return {name: value.detach() for name, value in state.items()}
 
 
@@ -136,11 +161,6 @@ def _check_row(folder: Path, row: Row, spec: ParamSpec | None) -> ParamSpec:
         raise ValueError(f"{row.file} is none of {', '.join(f'*{suffix}' for suffix in SUFFIXES)}")
     if not path.is_file():
         raise ValueError(f"{row.file} is missing")
-    bad = [
-        f"{name} of {row.file} is {value}" for name, value in row.metrics.items() if not math.isfinite(value)
-    ]
-    if bad:
-        raise ValueError(bad[0])
     try:
         shapes = _shapes(path)
     except ValueError as error:
@@ -172,7 +192,9 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     else:
         for name, value in load_state(path).items():
             kinds[name] = tuple(value.shape), value.dtype, value.dtype.is_floating_point
-    for name, (_, kind, is_float) in kinds.items():
+    for name, (shape, kind, is_float) in kinds.items():
+        if 0 in shape:
+            raise ValueError(f"parameter {name!r} has shape {shape}, no numbers")
         if not is_float:
             raise ValueError(f"parameter {name!r} is {kind}; expected floating point (leave counters out)")
     if not kinds:

@@ -15,6 +15,8 @@ from ..spec import ParamSpec
 from ..tasks.base import Task
 from .source import Progress, Run, Source, Survey, evenly, silent
 
+KINDS = {list: "list", str: "text", int: "number", float: "number", bool: "truth value", type(None): "null"}
+"""What JSON calls things."""
 KEY = re.compile(r"(?:ep(\d+)_)?it(\d+)\.pt")
 """A checkpoint's key behind its run's name: the epoch, where there are epochs, and the iteration in it."""
 MLP_784_10_10 = {"fc1.weight": (10, 784), "fc1.bias": (10,), "fc2.weight": (10, 10), "fc2.bias": (10,)}
@@ -67,28 +69,47 @@ class Look:
     """Of the first sound run; the others have to have it too."""
     highest: int = -1
     """Iteration within an epoch."""
+    last: dict[str, Moment] = field(default_factory=dict)
+    """Run -> when its last checkpoint was saved."""
 
     def at(self, directory: Path, task: Task | None, steps_per_epoch: int | None) -> None:
         try:
-            runs = _read_runs(directory)
+            entries = _read_runs(directory)
         except ValueError as error:
             self.survey.broken[directory.name] = str(error)
             return
-        for name, checkpoints in runs.items():
+        for name, entry in entries.items():
             if name in self.places:
                 self.survey.broken[f"{name} of {directory.name}"] = (
                     f"it is in {self.places[name].name} already"
                 )
                 continue
             try:
+                checkpoints = _checkpoints(name, entry)
                 moments = _moments(name, checkpoints, steps_per_epoch)
                 self.layout = _check_run(directory, checkpoints, self.layout, task)
             except ValueError as error:
                 self.survey.broken[name] = str(error)
                 continue
             self.places[name] = directory
-            self.survey.add(name, [tuple(moment) for moment in moments])
+            seen = [(*moment, sorted(checkpoints[key].items())) for moment, key in moments.items()]
+            self.survey.add(name, seen, self.layout.sizes, (directory / "data.mdb").stat().st_size)
             self.highest = max([self.highest, *(moment.it for moment in moments if moment.epoch >= 0)])
+            self.last[name] = max(moments)
+
+    def conclude(self, steps_per_epoch: int | None) -> tuple[int, int]:
+        """How many checkpoints are taken of each run, and how many iterations an epoch has."""
+        per_epoch = steps_per_epoch or max(self.highest, 1)
+        self.survey.hash.update(f"steps per epoch {per_epoch}".encode())
+        for name in [name for name in self.survey.counts if self.last[name].step(per_epoch) >= 2**31]:
+            del self.survey.counts[name]
+            self.survey.broken[name] = (
+                f"its last checkpoint is of step {self.last[name].step(per_epoch)}; expected below 2**31"
+            )
+        count = self.survey.conclude()
+        if self.highest < 0 and steps_per_epoch is not None:
+            raise ValueError("--steps-per-epoch is for sets with epochs; the iterations of this one count on")
+        return count, per_epoch
 
 
 def open_lmdb_set(
@@ -116,19 +137,15 @@ def open_lmdb_set(
     """
     _lmdb()
     folder = Path(folder)
-    directories = _directories(folder)
+    directories = run_directories(folder)
     look = Look(Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints))
     for i, directory in enumerate(directories):
         progress(i, len(directories))
         look.at(directory, task, steps_per_epoch)
     progress(len(directories), len(directories))
+    count, per_epoch = look.conclude(steps_per_epoch)
     survey, places, layout = look.survey, look.places, look.layout
-    count = survey.conclude()
     assert layout is not None, "a run was sound"
-    if look.highest < 0 and steps_per_epoch is not None:
-        raise ValueError("--steps-per-epoch is for sets with epochs; the iterations of this one count on")
-    per_epoch = steps_per_epoch or max(look.highest, 1)
-    survey.hash.update(f"steps per epoch {per_epoch}".encode())
     names, columns = list(survey.counts), [_column(key) for key in layout.keys]
     spec = task.spec if task else _spec_of(layout.sizes)
 
@@ -151,7 +168,12 @@ def open_lmdb_set(
     )
 
 
-def _directories(folder: Path) -> list[Path]:
+def run_directories(folder: Path) -> list[Path]:
+    """The directories of a set, in the order of their names.
+
+    Raises:
+        ValueError: no such folder, it is a single run's, or holds none.
+    """
     if not folder.is_dir():
         raise ValueError(
             f"no folder {folder}; --lmdb names the one that holds the run directories 000000, ..."
@@ -168,8 +190,8 @@ def _directories(folder: Path) -> list[Path]:
     return found
 
 
-def _read_runs(directory: Path) -> dict[str, dict[str, Any]]:
-    """The runs of a directory and the metrics of their checkpoints: {run: {key: {metric: value}}}."""
+def _read_runs(directory: Path) -> dict[str, Any]:
+    """What the runs.json of a directory says of each of its runs; all of it for a run that it lacks."""
     if not (directory / "data.mdb").is_file():
         raise ValueError("it has no data.mdb")
     for name in ("runs.json", "DONE.txt"):
@@ -177,23 +199,36 @@ def _read_runs(directory: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"it has no {name}: the run crashed, or is not over")
     try:
         document = json.loads((directory / "runs.json").read_bytes())  # NaN and Infinity are understood
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"its runs.json cannot be read ({error})") from None
     if isinstance(document, dict) and "checkpoints" in document:
-        document = {directory.name: document}
-        names = [directory.name]
-    else:  # a fused directory
-        names = directory.name.split("_")
-    runs = {}
-    for name in names:
-        entry = document.get(name) if isinstance(document, dict) else None
-        checkpoints = entry.get("checkpoints") if isinstance(entry, dict) else None
-        if not isinstance(checkpoints, dict) or not all(
-            isinstance(each, dict) for each in checkpoints.values()
-        ):
-            raise ValueError(f"its runs.json has no checkpoints of run {name}")
-        runs[name] = checkpoints
-    return runs
+        return {directory.name: document}
+    fused = document if isinstance(document, dict) else {}
+    return {name: fused.get(name, document) for name in directory.name.split("_")}
+
+
+def _checkpoints(name: str, entry: Any) -> dict[str, dict[str, Any]]:
+    """The metrics of a run's checkpoints: {key: {metric: value}}."""
+    checkpoints = entry.get("checkpoints") if isinstance(entry, dict) else None
+    if not isinstance(checkpoints, dict) or not all(isinstance(each, dict) for each in checkpoints.values()):
+        raise ValueError(
+            f"its runs.json has no checkpoints of run {name}: expected "
+            f'{{"checkpoints": {{"{name}/ep000_it00000.pt": {{metric: number}}, ...}}}}, found '
+            f"{_found(entry, checkpoints)}"
+        )
+    return checkpoints
+
+
+def _found(entry: Any, checkpoints: Any) -> str:
+    """What stands in the place of a run's checkpoints, at the outermost level that is not as expected."""
+    if not isinstance(entry, dict):
+        return f"a {KINDS.get(type(entry), 'value')}"
+    if "checkpoints" not in entry:
+        return f"an object with the keys {', '.join(map(repr, list(entry)[:4])) or 'none'}"
+    if isinstance(checkpoints, dict):
+        key = next(key for key, each in checkpoints.items() if not isinstance(each, dict))
+        return f"a {KINDS.get(type(checkpoints[key]), 'value')} as the metrics of {key!r}"
+    return f"a {KINDS.get(type(checkpoints), 'value')} as checkpoints"
 
 
 def _moments(name: str, checkpoints: Mapping[str, Any], steps_per_epoch: int | None) -> dict[Moment, str]:
@@ -223,10 +258,14 @@ def _check_run(
     directory: Path, checkpoints: Mapping[str, Any], layout: Layout | None, task: Task | None
 ) -> Layout:
     """What a run has in common with the runs before it; looks at every entry, reads none of the vectors."""
+    if not checkpoints:
+        raise ValueError("it has no checkpoints")
     with _entries(directory) as get:
         for key, metrics in checkpoints.items():
-            arch = np.frombuffer(get(f"{key}_arch"), "<f4")
-            if not len(arch) or not (arch == arch.round()).all() or not (arch >= 1).all():
+            stored = get(f"{key}_arch")
+            arch = np.frombuffer(stored[: len(stored) // 4 * 4], "<f4")
+            whole = np.isfinite(arch) & (arch >= 1) & (arch == arch.round())
+            if not len(arch) or len(stored) % 4 or not whole.all():
                 raise ValueError(f"{key}_arch does not hold sizes of tensors")
             found = Layout(tuple(map(int, arch)), tuple(sorted(metrics)))
             if task is not None and found.sizes != task.spec.sizes:
@@ -244,17 +283,23 @@ def _check_run(
                     f"{key} has the metrics {list(found.keys)}, checkpoints before it {list(layout.keys)}"
                 )
             for metric, value in metrics.items():
-                if not isinstance(value, int | float) or isinstance(value, bool):
-                    raise ValueError(f"{metric} of {key} is {value!r}; expected a number")
+                if not _is_number(value):
+                    raise ValueError(f"{metric} of {key} is {str(value)[:40]!r}; expected a number")
             if len(get(key)) != 4 * sum(layout.sizes):
                 raise ValueError(f"{key} has {len(get(key))} bytes, expected {4 * sum(layout.sizes)}")
-    if layout is None:
-        raise ValueError("it has no checkpoints")
+    assert layout is not None, "there was a checkpoint"
     return layout
 
 
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool | str) and float(value) is not None
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _read_run(directory: Path, name: str, layout: Layout, count: int, steps_per_epoch: int) -> Run:
-    checkpoints = _read_runs(directory).get(name, {})
+    checkpoints = _checkpoints(name, _read_runs(directory).get(name))
     moments = list(_moments(name, checkpoints, None).items())
     if len(moments) < count:
         raise ValueError(f"it has {len(moments)} checkpoints, had at least {count}")

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -57,11 +57,13 @@ class Source:
     num_checkpoints: int
     """Checkpoints that are taken of each run."""
     digest: str
-    """Of the names and steps of all runs."""
+    """Of the names, steps, metrics and sizes of all runs."""
     read: Callable[[int], Run]
     """The i-th run with the checkpoints that are taken of it."""
     skipped: Mapping[str, str]
     """Runs that are left out -> why."""
+    strays: Sequence[str] = ()
+    """Files that are left out, since they belong to no run."""
 
 
 class Survey:
@@ -76,21 +78,24 @@ class Survey:
         self.counts: dict[str, int] = {}
         """Checkpoints of each sound run."""
         self.broken: dict[str, str] = {}
+        self.strays: list[str] = []
+        """Files that belong to no run."""
         self.hash = hashlib.sha256()
 
-    def add(self, name: str, moments: Iterable[object]) -> None:
-        """A sound run, with what tells its checkpoints apart."""
-        moments = list(moments)
-        if not moments:
+    def add(self, name: str, checkpoints: Sequence[object], *about: object) -> None:
+        """A sound run, with what is known of each of its checkpoints and of all, short of their numbers.
+
+        All of it goes into the digest, by which an import that is resumed knows its source again.
+        """
+        if not checkpoints:
             self.broken[name] = "it has no checkpoints"
             return
-        if self.wanted is not None and len(moments) < self.wanted:
-            self.broken[name] = (
-                f"it has {len(moments)} checkpoints, fewer than --num-checkpoints {self.wanted}"
-            )
+        if self.wanted is not None and len(checkpoints) < self.wanted:
+            had = counted(len(checkpoints), "checkpoint")
+            self.broken[name] = f"it has {had}, fewer than --num-checkpoints {self.wanted}"
             return
-        self.counts[name] = len(moments)
-        self.hash.update(f"{name} {moments}\n".encode())
+        self.counts[name] = len(checkpoints)
+        self.hash.update(f"{name} {list(checkpoints)} {about}\n".encode())
 
     def conclude(self) -> int:
         """How many checkpoints are taken of each run; runs that have another number count as broken.
@@ -102,20 +107,30 @@ class Survey:
         if self.wanted is None:
             for name in [name for name, count in self.counts.items() if count != usual]:
                 self.broken[name] = (
-                    f"it has {self.counts.pop(name)} checkpoints, others {usual} "
+                    f"it has {counted(self.counts.pop(name), 'checkpoint')}, others {usual} "
                     "(--num-checkpoints takes as many of each)"
                 )
         total = len(self.counts) + len(self.broken)
-        if self.broken and not (self.skip_broken and self.counts):
-            shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])
-            more = f"; and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
+        if (self.broken or self.strays) and not (self.skip_broken and self.counts):
             cure = "; --skip-broken leaves them out" if self.counts else ""
-            raise ValueError(
-                f"{self.what}: {len(self.broken)} of {total} runs cannot be imported{cure}: {shown}{more}"
-            )
+            problems = []
+            if self.broken:
+                shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])
+                more = f"; and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
+                problems.append(f"{len(self.broken)} of {total} runs cannot be imported{cure}: {shown}{more}")
+            if self.strays:
+                more = ", ..." if len(self.strays) > 3 else ""
+                files = f"{counted(len(self.strays), 'file')} not in the table"
+                problems.append(f"{files}{cure}: {', '.join(self.strays[:3])}{more}")
+            raise ValueError(f"{self.what}: {'; '.join(problems)}")
         if not self.counts:
             raise ValueError(f"{self.what}: there are no runs in it")
         return self.wanted or usual
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -151,16 +166,7 @@ def begin_import(
     if evaluate and (prompted or objective):
         raise ValueError("--prompted and --objective are the task's own with --evaluate; leave them out")
     metrics = columns_of(task) if evaluate and task else source.metrics
-    if not metrics:
-        raise ValueError(
-            f"{source.label} has no metrics; give some, or --task and --evaluate to measure them"
-        )
-    bad = [name for name in metrics if name in RESERVED or not COLUMN.fullmatch(name)]
-    if bad:
-        raise ValueError(
-            f"{source.label}: a metric cannot be called {bad[0]!r}; expected letters, digits and _, none of "
-            f"{', '.join(sorted(RESERVED))}"
-        )
+    _check_columns(source.label, metrics)
     prompted = prompted or _default_column(metrics, task)
     if prompted not in metrics:
         raise ValueError(f"--prompted is {prompted!r}; expected one of the columns {', '.join(metrics)}")
@@ -184,6 +190,17 @@ def begin_import(
         inputs=task.inputs if task else "",
     )
     return Zoo.create(out, header)
+
+
+def _check_columns(label: str, metrics: Sequence[str]) -> None:
+    if not metrics:
+        raise ValueError(f"{label} has no metrics; give some, or --task and --evaluate to measure them")
+    bad = [name for name in metrics if name in RESERVED or not COLUMN.fullmatch(name)]
+    if bad:
+        raise ValueError(
+            f"{label}: a metric cannot be called {bad[0]!r}; expected letters, digits and _, none of "
+            f"{', '.join(sorted(RESERVED))}"
+        )
 
 
 def import_unit(zoo: Zoo, source: Source, task: Task | None, unit: int) -> dict[str, int]:

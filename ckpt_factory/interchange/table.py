@@ -32,7 +32,7 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, list[Row]]]:
         records = _json_records(path) if path.suffix.lower() == ".json" else _csv_records(path)
     except FileNotFoundError:
         raise ValueError(f"no table of metrics {path}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table ({error})") from None
     if not records:
         raise ValueError(f"{path} has no rows; expected one for each file")
@@ -45,9 +45,7 @@ def read_table(path: Path) -> tuple[tuple[str, ...], dict[str, list[Row]]]:
         if missing or more:
             raise ValueError(f"{path}, {where}: missing columns {missing}, unknown columns {more}")
         file = _file(path, where, record)
-        run = str(record["run"]).strip() if "run" in record else file
-        if not run:
-            raise ValueError(f"{path}, {where}: the run is empty")
+        run = _run(path, where, record["run"]) if "run" in record else file
         rows = runs.setdefault(run, [])
         step = _step(path, where, record["step"]) if "step" in record else len(rows)
         for what in (f"file {file}", f"step {step} of run {run}"):
@@ -86,7 +84,10 @@ def _csv_records(path: Path) -> Records:
 
 
 def _json_records(path: Path) -> Records:
-    document = json.loads(path.read_bytes())
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error})") from None
     if isinstance(document, dict):
         document = [{"file": file, **row} if isinstance(row, dict) else row for file, row in document.items()]
     if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
@@ -104,23 +105,36 @@ def _file(path: Path, where: str, record: Mapping[str, Any]) -> str:
     return file.as_posix()
 
 
+def _run(path: Path, where: str, given: object) -> str:
+    run = str(given).strip() if isinstance(given, str | int) and not isinstance(given, bool) else ""
+    if not run:
+        raise ValueError(f"{path}, {where}: run is {given!r}; expected its name or number")
+    return run
+
+
 def _step(path: Path, where: str, given: object) -> int:
+    """A whole number; a table with gaps elsewhere is written with 7.0 for 7."""
     try:
-        step = int(str(given))
-    except ValueError:
-        step = -1
-    if not 0 <= step < 2**31:
+        step = _plain_number(given)
+    except (TypeError, ValueError, OverflowError):
+        step = -1.0
+    if not 0 <= step < 2**31 or step != int(step):
         raise ValueError(f"{path}, {where}: step is {given!r}; expected a number 0, 1, 2, ...")
-    return step
+    return int(step)
 
 
 def _number(path: Path, where: str, name: str, given: object) -> float:
     try:
-        if isinstance(given, bool | None):
-            raise ValueError
-        return float(given)  # pyright: ignore[reportArgumentType]  what is no number is refused
-    except (TypeError, ValueError):
+        return _plain_number(given)
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"{path}, {where}: {name} is {given!r}; expected a number: all columns but {', '.join(KEYS)} are "
-            "metrics"
+            f"{path}, {where}: {name} is {repr(given)[:40]}; expected a number: all columns but "
+            f"{', '.join(KEYS)} are metrics; remove the column if it is none"
         ) from None
+
+
+def _plain_number(given: object) -> float:
+    """Numbers and what spells one; not True, nor 1_0, which Python reads as 10."""
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or "_" in str(given):
+        raise ValueError
+    return float(given)

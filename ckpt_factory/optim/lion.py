@@ -21,8 +21,10 @@ def lion_rule(
 ) -> None:
     """One step in place (Chen et al. 2023, algorithm 2): sign(beta1 m + (1 - beta1) g), then m follows g.
 
-    sign(0) = 0: what has no gradient does not move. Nor does sign(NaN) move it, as torch has it.
+    sign(0) = 0: what has no gradient does not move. Where the gradient is not finite it counts as 0: in m, it
+    would stay for ever, and no sign of it would ever again move what it belongs to.
     """
+    grad.nan_to_num_(0.0, 0.0, 0.0)
     shrink(param, lr * weight_decay)
     update = averaged(exp_avg, grad, beta1).sign_()
     average(exp_avg, grad, beta2)

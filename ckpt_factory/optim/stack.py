@@ -1,13 +1,16 @@
 """What the rules share: the walk over a stack's parameters, and arithmetic that keeps its runs apart."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+
+NOT_NEGATIVE = ("lr", "weight_decay", "eps")
+SHARES = ("momentum", "beta", "betas")
 
 
 class StackOptimizer(Optimizer):
@@ -25,6 +28,20 @@ class StackOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any], *, stacked: bool):
         super().__init__(params, defaults | {"stacked": stacked})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, which calls it at construction too: the one look at hyper-parameters' values.
+
+        Raises:
+            ValueError: a rate, decay or eps below 0, a momentum or beta outside of [0, 1), of any run.
+        """
+        super().add_param_group(param_group)
+        for name, value in self.param_groups[-1].items():
+            for each in value if isinstance(value, tuple) else (value,):
+                if name in NOT_NEGATIVE:
+                    _check_values(name, each, math.inf, "at least 0, and finite")
+                elif name in SHARES:
+                    _check_values(name, each, 1.0, "0 to 1, 1 excluded")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         loss = None
@@ -32,14 +49,27 @@ class StackOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self.update(param, param.grad, self.state[param], group)
+            moved = [param for param in group["params"] if param.grad is not None]
+            self.update_all([(param, param.grad, self.state[param]) for param in moved], group)
         return loss
+
+    def update_all(
+        self, moved: Sequence[tuple[Tensor, Tensor, dict[str, Any]]], group: dict[str, Any]
+    ) -> None:
+        """Move parameters, each given with its gradient and state: one call, for one compilation."""
+        for param, grad, state in moved:
+            self.update(param, grad, state, group)
 
     def update(self, param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Move one parameter by its rule; `state` is empty at its first step."""
         raise NotImplementedError
+
+
+def _check_values(name: str, value: Tensor | float, below: float, expected: str) -> None:
+    values = value.flatten().tolist() if isinstance(value, Tensor) else [value]
+    bad = [each for each in values if not 0 <= each < below]  # NaN is nowhere
+    if bad:
+        raise ValueError(f"{name} is {bad[0]:g}; expected {expected}")
 
 
 def per_run(value: Tensor | float, like: Tensor) -> Tensor | float:

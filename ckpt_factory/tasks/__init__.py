@@ -4,7 +4,8 @@ from .base import Batch, Task
 from .check import check_task
 from .convolution import ConvClassifier
 from .data import ImageData
-from .modules import ModuleTask, error_rate
+from .fit import error_rate
+from .modules import ModuleTask
 from .registry import TaskSpec, make, register, registry, spec, with_options
 from .synthetic import Quadratic
 from .vision import MLPClassifier

@@ -11,6 +11,8 @@ from torch import Tensor
 from .base import SPLITS, Task, seeded
 from .registry import spec as task_spec
 
+PICKLABLE = "make what it keeps from functions and classes of a module, no lambdas and no local functions"
+
 
 def check_task(task: Task, *, num_runs: int = 4, batch_size: int = 16, tolerance: float = 1e-4) -> None:
     """Check that a task keeps the contract; raises AssertionError naming the first clause that is broken.
@@ -80,7 +82,9 @@ def _check_identity(task: Task, theta: Tensor) -> None:
     try:
         copy = pickle.loads(pickle.dumps(task))
     except Exception as error:  # whatever a task's attributes raise
-        raise AssertionError(f"check_task: broken contract: the task pickles: {error}") from error
+        raise AssertionError(
+            f"check_task: broken contract: the task pickles: {error}; {PICKLABLE}"
+        ) from error
     before, after = (each.evaluate(theta, "validation")[task.metric] for each in (task, copy))
     _close(after, before, 0.0, "a pickled task is the same task")
     task_spec(task.id)

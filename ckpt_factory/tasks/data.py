@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from .parquet import SPLITS, Shard, Split, named_classes, one_line, read_shards, split_files
 
+NUM_CLASSES = 10
+"""Of digits, MNIST and CIFAR-10."""
 FOLDER_VALIDATION = 10
 """One in so many training images of a folder is held back for validation, where it has no such file."""
 
@@ -29,7 +31,7 @@ class ImageData:
     full_scale: float
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
-    num_classes: int = 10
+    num_classes: int = NUM_CLASSES
 
     def moments(self) -> tuple[float, float]:
         """Mean and std of all pixels.
@@ -135,6 +137,10 @@ def image_folder(data_root: Path | None, *, per_channel: bool = False) -> ImageD
             "a task of your images needs --data-root (data_root= in Python): a folder with train.parquet and "
             "test.parquet, columns image and label"
         )
+    if not data_root.is_dir():
+        raise ValueError(
+            f"no folder {data_root}; --data-root names the one with train.parquet and test.parquet"
+        )
     files = split_files(data_root)
     for split in ("train", "test"):
         if split not in files:
@@ -147,15 +153,15 @@ def image_folder(data_root: Path | None, *, per_channel: bool = False) -> ImageD
     num_classes = named or 1 + max(int(shard.labels.max()) for shard in shards["train"])
     everything = [shard for split in SPLITS for shard in shards.get(split, [])]
     _check_sizes(everything)
-    _check_labels(everything, num_classes)
+    _check_labels(everything, num_classes, of="the training images")
     images, labels = {}, {}
     for split, parts in shards.items():
         images[split], labels[split] = _whole(parts)
     if "validation" not in files:
         images, labels = _hold_back(images, labels, files["train"][-1])
-    absent = set(range(num_classes)) - set(labels["train"].tolist())
-    if num_classes < 2 or (absent and not named):
-        found = f"{len(set(labels['train'].tolist()))} classes, the largest label {num_classes - 1}"
+    present = len(np.unique(labels["train"]))  # no set of all numbers: one label may be absurdly large
+    if num_classes < 2 or (present < num_classes and not named):
+        found = f"{present} classes, the largest label {num_classes - 1}"
         raise ValueError(
             f"{files['train'][0]}: labels of training images have {found}; expected at least 2 classes, "
             "numbered from 0 without a gap"
@@ -173,17 +179,17 @@ def _check_sizes(shards: Sequence[Shard]) -> None:
         if size != expected:
             raise ValueError(
                 f"{shard.path}: its images are {size}, those of {first.path.name} {expected}; expected one "
-                "size"
+                "size and kind; resize or convert them before saving"
             )
 
 
-def _check_labels(shards: Sequence[Shard], num_classes: int) -> None:
+def _check_labels(shards: Sequence[Shard], num_classes: int, *, of: str) -> None:
     for shard in shards:
         row = int(shard.labels.argmax())
         if shard.labels[row] >= num_classes:
             raise ValueError(
                 f"{shard.path}: label {shard.labels[row]} in row {row}; expected 0 to {num_classes - 1}, the "
-                f"{num_classes} classes of the training images"
+                f"{num_classes} classes of {of}"
             )
 
 
@@ -238,6 +244,7 @@ def _load(
         if {"train", "test"} <= files.keys():
             train, test = (read_shards(files[split]) for split in ("train", "test"))
             _check_sizes([*train, *test])
+            _check_labels([*train, *test], NUM_CLASSES, of=name)
             return _whole(train), _whole(test)
     try:
         return torchvision(data_root, True), torchvision(data_root, False)

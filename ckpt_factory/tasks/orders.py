@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .base import Task, Variation
+from .base import Variation
 
 SEGMENT = 64
 """Mini-batches that are laid out at once."""
@@ -92,11 +92,6 @@ def with_label_noise(
     return torch.where(flipped, other, labels)
 
 
-def refuse_tailr(task: Task, variation: Variation | None) -> None:
-    """For tasks whose own loss is the only one.
-
-    Raises:
-        ValueError: the variation asks for TaiLr.
-    """
-    if variation is not None and any(variation.gamma):
-        raise ValueError(f"{task.id} trains with its own loss alone; leave out the loss tailr")
+def tailr_gamma(variation: Variation | None) -> Float[Tensor, " K"] | None:
+    """Each run's gamma, where any run trains with TaiLr."""
+    return torch.tensor(variation.gamma) if variation is not None and any(variation.gamma) else None

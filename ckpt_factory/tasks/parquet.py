@@ -26,6 +26,10 @@ DAMAGED = (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombE
 Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
+class UnusableImage(Exception):
+    """An image that can be read, but not taken as it is; the message says what it is, and the cure."""
+
+
 class Shard(NamedTuple):
     """What one file holds: images (N, C, H, W), labels (N,)."""
 
@@ -108,6 +112,8 @@ def _images(path: Path, column: str, encoded: Any) -> NDArray[np.uint8]:
     for row, content in enumerate(encoded):
         try:
             image = _decode(content.as_py())
+        except UnusableImage as error:
+            raise ValueError(f"{path}: row {row} of column {column} {error}") from None
         except DAMAGED as error:
             raise ValueError(
                 f"{path}: row {row} of column {column} is not a readable image ({one_line(error)})"
@@ -117,7 +123,8 @@ def _images(path: Path, column: str, encoded: Any) -> NDArray[np.uint8]:
         if image.shape != images.shape[1:]:
             raise ValueError(
                 f"{path}: expected images of one size, found (channels, height, width) {images.shape[1:]} in "
-                f"row 0 and {image.shape} in row {row}"
+                f"row 0 and {image.shape} in row {row}; image.resize((width, height)), or .convert('RGB') "
+                "where channels differ, before saving makes them so"
             )
         images[row] = image
     return images
@@ -129,14 +136,20 @@ def _decode(content: bytes | None) -> NDArray[np.uint8]:
         raise ValueError("it has no bytes; save the data set with its images embedded")
     with Image.open(io.BytesIO(content)) as image:
         if image.mode not in MODES:
-            raise ValueError(f"it is of mode {image.mode}; expected 8-bit grey (L) or colour (RGB)")
+            raise UnusableImage(
+                f"is of mode {image.mode}; expected 8-bit grey (L) or colour (RGB): image.convert('RGB') or "
+                "image.convert('L') before saving makes it so"
+            )
         pixels = np.asarray(image if image.mode == MODES[image.mode] else image.convert(MODES[image.mode]))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _labels(path: Path, column: pa.ChunkedArray) -> NDArray[np.int64]:
     if not pa.types.is_integer(column.type):
-        raise ValueError(f"{path}: expected integers from 0 in column label, found {column.type}")
+        raise ValueError(
+            f"{path}: expected integers from 0 in column label, found {column.type}; map the classes to 0, "
+            "1, 2, ... before saving, sorted(set(labels)).index(label)"
+        )
     if column.null_count:
         row = column.is_null().index(True).as_py()
         raise ValueError(f"{path}: row {row} has no label")

@@ -6,6 +6,7 @@ id, so that whoever reads them makes the very same task.
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +58,22 @@ def spec(id: str) -> TaskSpec:
         try:
             importlib.import_module(module)
         except (ImportError, TypeError) as error:  # TypeError: a relative name
+            here = f"; searched: the folder {Path.cwd()} and" if _searches_here() else "; searched:"
             raise ValueError(
-                f"task {id!r}: cannot import module {module!r} ({error}); is it installed?"
+                f"task {id!r}: cannot import module {module!r} ({error}){here} what is installed"
             ) from None
     found = registry.get(id) or registry.get(name)
     if found is None:
-        close = difflib.get_close_matches(id, registry, n=1, cutoff=0.4)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}")
+        close = difflib.get_close_matches(name, [each.rpartition(":")[2] for each in registry], 1, cutoff=0.4)
+        hint = f"Did you mean {f'{module}{colon}{close[0]}'!r}? " if close else ""
+        own = "" if colon else f"; one of your own is 'MODULE:{id}', by the file MODULE.py that registers it"
+        raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}{own}")
     options.convert(id, found.entry_point, given)
     return found
+
+
+def _searches_here() -> bool:
+    return not {"", str(Path.cwd())}.isdisjoint(sys.path)
 
 
 def with_options(id: str, /, **values: object) -> str:

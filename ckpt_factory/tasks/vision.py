@@ -16,7 +16,7 @@ from ..spec import ParamSpec
 from ..symmetry import Symmetry
 from .base import Batch, Sampler, Task, Variation
 from .data import ImageData, digits, image_folder, mnist
-from .orders import labelled_batches
+from .orders import labelled_batches, tailr_gamma
 from .registry import register
 
 EVALUATION_CHUNK = 1000
@@ -57,7 +57,7 @@ class MLPClassifier(Task):
     def sampler(
         self, rngs: Sequence[torch.Generator], batch_size: int, variation: Variation | None = None
     ) -> Sampler:
-        gamma = torch.tensor(variation.gamma) if variation and any(variation.gamma) else None
+        gamma = tailr_gamma(variation)
         batches = labelled_batches(self.labels["train"], self.sizes[-1], rngs, batch_size, variation)
 
         def next_batch(params: Mapping[str, Tensor]) -> Batch:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from ckpt_factory import MLP, ParamSpec, RunPlan, Task, train_stack
-from ckpt_factory.bench import clock, storage
+from ckpt_factory.bench import clock, paired_difference, storage
 from ckpt_factory.bench.contenders import FactoryStack, PlainLoop, VmapStack, check_same_networks
 from ckpt_factory.bench.factory import (
     RECIPES,
@@ -226,11 +226,33 @@ def test_networks_other_than_mlps_are_measured_alike(digits: MLPClassifier, tmp_
     assert set(found["contenders"]) == {"plain_loop", "vmap", "float32"}
 
 
+SHIFTS = (0.01, 0.03, 0.02, 0.02)
+
+
 def test_whole_stacks_are_trained_and_removed(digits: Task, tmp_path: Path) -> None:
-    found = whole_stacks(digits, TINY, Variant.of_name("float32"), tmp_path)
+    found, finals = whole_stacks(digits, TINY, Variant.of_name("float32"), tmp_path)
+    assert {len(values) for values in finals.values()} == {2 * TINY.stack_size}
+    assert all(0 < error < 1 for error in finals["test_error"])
     assert found["share_of_peak"] > 0
     assert found["cpu_s_per_run"] < found["cpu_s_per_run_with_validation"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_paired_runs_show_a_difference_that_means_alone_would_hide() -> None:
+    reference = [0.1, 0.5, 0.9, 0.3]
+    found = paired_difference(
+        [value + shift for value, shift in zip(reference, SHIFTS, strict=True)], reference
+    )
+    # by hand: mean 0.02, standard deviation 0.01 / sqrt(1.5), t(3) at 97.5 % = 3.18245
+    half = 3.18245 * 0.01 * math.sqrt(2 / 3) / math.sqrt(4)
+    assert found["mean_difference"] == pytest.approx(0.02)
+    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half), rel=1e-4)
+    assert found["p_value"] < 0.05
+    assert found["reference"] == pytest.approx(0.45)
+    same = paired_difference([0.2, 0.3, 0.4, 0.5], [0.3, 0.2, 0.5, 0.4])
+    assert same["p_value"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="3 and 2 runs"):
+        paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
 def test_storage_is_measured_and_every_format_gives_back_what_was_stored(tmp_path: Path) -> None:

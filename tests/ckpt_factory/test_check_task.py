@@ -144,7 +144,7 @@ class Unpicklable(MLPClassifier):
         (OtherMetrics, "evaluate gives"),
         (MetricNobodyMeasures, "metric 'accuracy' is one of"),
         (MetricsOverTheStack, "validation loss of single runs"),
-        (Unpicklable, "pickle"),
+        (Unpicklable, "the task pickles: .*functions and classes of a module, no lambdas"),
     ],
 )
 def test_a_broken_task_is_found_and_the_clause_named(digits: Task, broken: type, clause: str) -> None:

@@ -110,20 +110,42 @@ def test_the_loop_equals_the_stack(task: ConvClassifier) -> None:
         torch.testing.assert_close(looped[name], stacked[name], rtol=1e-4, atol=1e-6)  # as above
 
 
-def test_bfloat16_products_give_nearly_the_same_gradient_and_the_same_metrics(task: ConvClassifier) -> None:
+def test_bfloat16_products_are_rounded_to_8_bits_and_the_metrics_are_not(task: ConvClassifier) -> None:
     theta = task.init([seeded(0)])
     params, batch = task.spec.unflatten(theta), task.sampler([seeded(1)], 64)(task.spec.unflatten(theta))
-    exact, task16 = task.gradients(params, batch), task.with_products("bfloat16")
-    rounded = task16.gradients(params, batch)
-    for name, value in exact.items():
-        assert rounded[name].dtype == torch.float32
-        assert not torch.equal(rounded[name], value)
-        # bfloat16 has 8 bits: half a percent for each of a few roundings in a row
-        assert (rounded[name] - value).norm() < 0.05 * value.norm()
+    net = network(task, theta[0]).double()
+    F.cross_entropy(net(batch.x[0].double()), batch.y[0]).backward()
+    task16 = task.with_products("bfloat16")
+
+    def errors(each: Task) -> list[float]:
+        """Relative to the gradients of float64."""
+        found = each.gradients(params, batch)
+        assert {value.dtype for value in found.values()} == {torch.float32}
+        pairs = [(value.grad, found[name][0].double()) for name, value in net.named_parameters()]
+        return [float((got - exact).norm() / exact.norm()) for exact, got in pairs if exact is not None]
+
+    for rounded, plain in zip(errors(task16), errors(task), strict=True):
+        # bfloat16's epsilon is 2^-8: a rounding of half of it at most, a few in a row; float32's is 2^-23
+        assert 2**-11 < rounded < 0.05
+        assert plain < 2**-17
     assert torch.equal(task16.evaluate(theta, "test")["loss"], task.evaluate(theta, "test")["loss"])
-    assert torch.equal(task.with_products("float32").gradients(params, batch)["fc.bias"], exact["fc.bias"])
+    again = task16.with_products("float32").gradients(params, batch)["fc.bias"]
+    assert torch.equal(again, task.gradients(params, batch)["fc.bias"])
     with pytest.raises(ValueError, match="gains nothing from compile"):
         task.with_products("float32", compile=True)
+
+
+@pytest.mark.parametrize("size", [32, 33, 50])
+def test_micro_batches_weigh_by_their_size(task: ConvClassifier, size: int) -> None:
+    """The last one is smaller: its images count as all others do."""
+    theta = 2 * task.init([seeded(0)])
+    params, batch = task.spec.unflatten(theta), task.sampler([seeded(1)], size)(task.spec.unflatten(theta))
+    whole, parts = (
+        stacked_gradients(task._loss, params, batch.x, batch.y, looped=True, micro_batch=micro_batch)
+        for micro_batch in (None, 16)
+    )
+    for name, value in whole.items():
+        assert (parts[name] - value).norm() < 1e-4 * value.norm()  # float32 sums in parts
 
 
 def test_init_has_the_bounds_of_torch(task: ConvClassifier) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
@@ -91,6 +92,40 @@ class Branches(nn.Module):
         return self.fc(x) if x.sum() > 0 else self.fc(-x)
 
 
+class Scaled(nn.Module):
+    """The second hidden layer times constants, each unit another; so are the outputs, which stay anyway."""
+
+    def __init__(self, *, hidden: bool = True) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+        self.hidden = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(h * torch.arange(5.0) if self.hidden else h) * torch.tensor([1.0, 2.0])
+
+
+class Skipped(nn.Module):
+    """Hidden units to which the inputs are added one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x) + x))))
+
+
+class FunctionalPooling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.avg_pool2d(F.relu(self.b(F.max_pool2d(F.relu(self.a(x)), 2))), 2)
+        return self.c(F.adaptive_avg_pool2d(F.adaptive_max_pool2d(h, 2), 1).flatten(1))
+
+
 def conv_chain(end: nn.Module) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(1, 4), nn.GELU(), nn.MaxPool2d(2),
@@ -113,6 +148,8 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
         {"P0": 4, "P1": 6},
     ),
     "a convolution at the end": (lambda: conv_chain(nn.Conv2d(6, 2, 1)), IMAGES, {"P0": 4, "P1": 6}),
+    "functional pooling": (FunctionalPooling, IMAGES, {"P0": 4, "P1": 5}),
+    "outputs times constants": (lambda: Scaled(hidden=False), ROWS, {"P0": 4, "P1": 5}),
     "two branches": (Residual, ROWS, {"P0": 8, "P1": 5}),
     "linear layers over a sequence": (
         lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)), IMAGES, {"P0": 5},
@@ -150,6 +187,8 @@ PARTIAL: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int], str]] 
         lambda: nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2)),
         ROWS, {}, "Linear '0'",
     ),
+    "units times constants": (Scaled, ROWS, {"P0": 4}, "mul of units and a constant or an input"),
+    "inputs added to units": (Skipped, ROWS, {"P0": 5}, "add of units and a constant or an input"),
     "attention": (Attention, ROWS, {"P0": 5}, "MultiheadAttention 'attention'"),
 }  # fmt: skip
 
@@ -162,6 +201,13 @@ def test_what_no_rule_covers_stays_in_order_and_is_said(name: str) -> None:
     assert derived.symmetry.sizes == sizes
     assert any(words in note for note in derived.notes)
     assert permuted_difference(module, derived, x) < 1e-4  # as above
+
+
+@pytest.mark.parametrize(("layer", "x"), [(nn.Linear(6, 2), ROWS), (nn.Conv2d(3, 2, 3), IMAGES)])
+def test_a_layer_without_hidden_units_leaves_none_out(layer: nn.Module, x: Tensor) -> None:
+    derived = derive_symmetry(layer, x)
+    assert derived.symmetry.sizes == {}
+    assert derived.notes == ()
 
 
 def test_a_forward_that_cannot_be_traced_has_no_symmetry_and_says_so() -> None:

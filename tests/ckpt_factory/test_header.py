@@ -12,6 +12,7 @@ import torch
 from ckpt_factory import Rows, RunPlan, Task, train_stack
 from ckpt_factory.card import recipe_facts, zoo_card, zoo_summary
 from ckpt_factory.header import Imported, ZooHeader
+from ckpt_factory.interchange.dataset_card import dataset_card
 from ckpt_factory.plan import InitName
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.verify import merge, verify_unit
@@ -236,6 +237,26 @@ def test_recipe_facts_say_what_varies() -> None:
     assert facts["share of the data"] == "0.5 to 1"
     assert facts["saved"] == "5 checkpoints a run, at steps drawn for each run"
     assert facts["precision"] == "bfloat16"
+
+
+def test_cards_count_what_was_drawn_and_not_what_could_have_been(digits: Task, tmp_path: Path) -> None:
+    plan = RunPlan(num_steps=2, num_checkpoints=2, optimizer=("sgd", "adamw", "lion"), batch_size=(8, 16))
+    zoo = write_zoo(tmp_path, digits, plan, num_runs=5, stack_size=5)  # one block
+    run = plan.run(0)
+    facts = recipe_facts(plan, zoo.read_runs())
+    assert facts["optimizer"].count("(0 runs)") == 2
+    assert f"{run.optimizer} (5 runs)" in facts["optimizer"]
+    assert f"{run.batch_size} (5 runs)" in facts["steps"]
+    for card in (zoo_card(zoo), dataset_card(zoo)):
+        assert facts["optimizer"] in card
+        assert "one of" not in card
+
+
+def test_a_zoo_is_not_measured_on_other_data(digits: Task) -> None:
+    header = replace(header_of(digits, RunPlan()), inputs=digits.inputs)
+    header.check_inputs(digits)
+    with pytest.raises(ValueError, match="this data is not what the zoo was made on: its inputs are pixels"):
+        replace(header, inputs="pixels / 255").check_inputs(digits)
 
 
 def test_recipe_facts_leave_out_what_is_ordinary() -> None:

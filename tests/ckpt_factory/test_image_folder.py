@@ -1,5 +1,6 @@
 """A user's images: a Parquet folder becomes a task without code, or one clear line that names the file."""
 
+import functools
 import io
 import json
 import os
@@ -183,25 +184,35 @@ BAD: list[tuple[Callable[[Path], Any], str]] = [
     (
         lambda f: other_size(f, "train", 4),
         "train.parquet: expected images of one size, found (channels, height, width) (3, 6, 5) in row 0 and "
-        "(3, 5, 5) in row 4",
+        "(3, 5, 5) in row 4; image.resize(",
     ),
     (
         lambda f: other_size(f, "test", 0),
         "test.parquet: its images are 5x5 colour, those of train.parquet 5x6 colour; expected one size",
     ),
     (lambda f: rows(f, "test", of_mode("L")), "test.parquet: its images are 5x6 grey, those of train"),
-    (lambda f: rows(f, "test", of_mode("RGBA")), f"{UNREADABLE} (it is of mode RGBA; expected 8-bit grey"),
+    (
+        lambda f: rows(f, "test", of_mode("RGBA")),
+        "row 0 of column image is of mode RGBA; expected 8-bit grey",
+    ),
     (lambda f: rows(f, "test", [b"no image"] * 3), UNREADABLE),
     (lambda f: rows(f, "test", [encoded(pixels(1)[0])[:-30]] * 3), UNREADABLE),
     (lambda f: rows(f, "test", [None, encoded(pixels(1)[0])]), f"{UNREADABLE} (it has no bytes; save the"),
     (lambda f: rows(f, "test", labels=[0, 1, 3]), "test.parquet: label 3 in row 2; expected 0 to 2, the 3 c"),
     (lambda f: rows(f, "test", labels=[0, -1, 1]), "test.parquet: label -1 in row 1; expected integers from"),
     (lambda f: rows(f, "test", labels=[0.0, 1.0, 2.0]), f"{NOT_INTEGERS} double"),
-    (lambda f: rows(f, "test", labels=["cat", "dog"]), f"{NOT_INTEGERS} string"),
+    (lambda f: rows(f, "test", labels=["cat", "dog"]), f"{NOT_INTEGERS} string; map the classes to 0, 1, 2"),
     (lambda f: rows(f, "test", labels=[0, None]), "test.parquet: row 1 has no label"),
     (
         lambda f: rows(f, "train", labels=[1, 2, 3] * 4),
         f"{CLASSES} 3 classes, the largest label 3; expected at least 2 classes, numbered from 0",
+    ),
+    *(
+        (
+            functools.partial(rows, split="train", labels=[0, 1, 2] * 4 + [label, 0, 1]),
+            f"{CLASSES} 4 classes, the largest label {label}; expected at least 2 classes, numbered from 0",
+        )
+        for label in (10**8, 2**40, 2**63 - 1)  # a list of all classes up to it would not fit in memory
     ),
     (
         lambda f: (rows(f, "train", labels=[0] * 9), rows(f, "test", labels=[0])),
@@ -249,6 +260,11 @@ def test_a_folder_has_to_be_given(name: str) -> None:
         make(name)
 
 
+def test_a_folder_that_is_not_there_is_called_that(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere; --data-root names the one with train\.parquet"):
+        make("images-mlp-v0", data_root=tmp_path / "nowhere")
+
+
 def test_images_per_channel_are_not_for_flattened_networks(folder: Path) -> None:
     task = make("images-mlp-v0", data=image_folder(folder, per_channel=True))
     with pytest.raises(ValueError, match="expected one number each"):
@@ -266,6 +282,20 @@ def test_mnist_and_cifar_are_found_in_the_hubs_layout(tmp_path: Path) -> None:
         ValueError, match=r"50,000 and 10,000 colour images of 32x32, found \(\(1, 3, 32, 32\)"
     ):
         cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(("load", "size"), [(mnist, (28, 28, 1)), (cifar10, (32, 32, 3))])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_of_mnist_and_cifar_are_0_to_9(
+    load: Callable[[Path], Any], size: tuple[int, ...], split: str, tmp_path: Path
+) -> None:
+    images = [encoded(each) for each in pixels(3, size)]
+    for each in ("train", "test"):
+        write(tmp_path / f"{each}.parquet", images, [0, 9, 12] if each == split else [0, 9, 1])
+    with pytest.raises(
+        ValueError, match=rf"{split}\.parquet: label 12 in row 2; expected 0 to 9, the 10 clas"
+    ):
+        load(tmp_path)
 
 
 def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

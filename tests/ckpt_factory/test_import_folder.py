@@ -1,6 +1,8 @@
 """Folders of state_dicts with a table of metrics become zoos; whatever is wrong is one clear line."""
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,11 +150,18 @@ def test_code_in_a_pickle_is_refused_and_not_run(folder: Path, capsys: pytest.Ca
         ({"a.weight": torch.zeros(2, 3)}, "missing parameters ['a.bias'], unknown []"),
         (state(1) | {"a.bias": torch.zeros(5)}, "parameter 'a.bias' has shape (5,), expected (2,)"),
         (None, "is missing"),
+        (state(1) | {"a.bias": torch.ones(2).to_sparse()}, "parameter 'a.bias' is sparse, nested or without"),
+        (
+            state(1) | {"a.bias": torch.ones(2, device="meta")},
+            "parameter 'a.bias' is sparse, nested or without",
+        ),
+        (state(1) | {"a.bias": torch.ones(0)}, "parameter 'a.bias' has shape (0,), no numbers"),
         (b"no zip", "it is no pickle of tensors"),
         (b"", "torch.load cannot read it"),
         (b"PK\x03\x04 and then nothing", "a1.pt: "),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")
 def test_files_that_are_no_fitting_state_dict(content: object, words: str, folder: Path) -> None:
     path = folder / "a1.pt"
     if content is None:
@@ -188,13 +197,23 @@ ROWS = "a0.safetensors,A,0,1\na1.pt,A,5,1\nb/0.pth,B,0,1\nb/1.pt,B,5,1\n"
         ("", "has no column file"),
         ("file,run,step,loss\n", "has no rows"),
         ("file,run,step,loss\n" + ROWS + "c.pt,B,9,1\n", "B: c.pt is missing"),
-        ("file,run,step,loss\n" + ROWS.replace("b/1.pt,B,5,1\n", ""), "b/1.pt: it is not in "),
+        (
+            "file,run,step,loss\n" + ROWS.replace("b/1.pt,B,5,1\n", ""),
+            "1 file not in the table; --skip-broken leaves them out: b/1.pt",
+        ),
         (
             "file,run,step,loss\n" + ROWS + "a0.safetensors,C,0,1\n",
             "file a0.safetensors is in line 2 and in line 6",
         ),
         ("file,run,step,loss\n" + ROWS.replace("A,5", "A,0"), "step 0 of run A is in line 2 and in line 3"),
-        ("file,run,step,loss\n" + ROWS.replace("A,5,1", "A,5,nan"), "A: loss of a1.pt is nan"),
+        (
+            "file,run,step,loss\n" + ROWS.replace("A,5,1", "A,5,1_0"),
+            "line 3: loss is '1_0'; expected a number",
+        ),
+        ("file,run,step,loss\n" + ROWS.replace("A,5", "A,1_0"), "line 3: step is '1_0'"),
+        ("file,run,step,loss\n" + ROWS.replace("A,5", "A,0.5"), "line 3: step is '0.5'"),
+        ("file,run,step,loss\n" + ROWS.replace("A,5", "A,nan"), "line 3: step is 'nan'"),
+        ("file,run,step,loss\n" + ROWS.replace("A,5", "A,inf"), "line 3: step is 'inf'"),
         ("file,run,step,loss\n" + ROWS.replace("A,5,1", "A,5,"), "line 3: loss is ''; expected a number"),
         ("file,run,step,loss\n" + ROWS.replace("A,5,1", "A,5,good"), "line 3: loss is 'good'"),
         ("file,run,step,loss\n" + ROWS.replace("A,5", "A,x"), "line 3: step is 'x'"),
@@ -210,13 +229,22 @@ def test_tables_that_are_wrong(table: str, words: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["{", "3", '[{"loss": 1}]', '[{"file": "a1.pt"}, {"file": "x", "loss": 1}]']
+    "document",
+    [
+        *("{", "3", "[" * 200_000, '[{"loss": 1}]', '[{"file": "a1.pt"}, {"file": "x", "loss": 1}]'),
+        *(f'[{{"file": "a1.pt", "loss": 1{"0" * zeros}}}]' for zeros in (400, 5000)),
+        *(
+            f'[{{"file": "a1.pt", "loss": 1, {more}}}]'
+            for more in ('"run": null', '"run": true', '"step": true')
+        ),
+    ],
 )
 def test_json_tables_that_are_wrong(document: str, folder: Path) -> None:
     path = folder.parent / "metrics.json"
     path.write_text(document)
-    with pytest.raises(ValueError, match=r"metrics\.json"):
+    with pytest.raises(ValueError, match=r"metrics\.json") as stop:
         open_folder(folder, path)
+    assert len(str(stop.value)) < 300
 
 
 def test_broken_runs_are_left_out_where_that_is_wished(folder: Path) -> None:
@@ -224,7 +252,28 @@ def test_broken_runs_are_left_out_where_that_is_wished(folder: Path) -> None:
     (folder / "c.pt").write_bytes(b"not in the table")
     source = open_folder(folder, folder.parent / "metrics.csv", skip_broken=True)
     assert list(source.names) == ["second"]
-    assert set(source.skipped) == {"first", "c.pt"}
+    assert (set(source.skipped), source.strays) == ({"first"}, ["c.pt"])
+
+
+def test_files_without_a_row_are_not_counted_as_runs(folder: Path) -> None:
+    (folder / "a1.pt").unlink()
+    for name in ("c.pt", "d.pt"):
+        torch.save(state(4), folder / name)
+    line = refused(folder)
+    assert "1 of 2 runs cannot be imported; --skip-broken leaves them out: first: a1.pt is missing" in line
+    assert line.endswith("2 files not in the table; --skip-broken leaves them out: c.pt, d.pt")
+
+
+def test_a_column_of_text_may_be_removed(folder: Path) -> None:
+    line = refused(folder, "file,run,step,kind\n" + ROWS.replace(",1\n", ",relu\n"))
+    assert "kind is 'relu'; expected a number" in line
+    assert line.endswith("remove the column if it is none")
+
+
+def test_one_checkpoint_is_no_plural(folder: Path) -> None:
+    torch.save(state(4), folder / "c.pt")
+    line = refused(folder, "file,run,step,loss\n" + ROWS + "c.pt,C,0,1\n")
+    assert "C: it has 1 checkpoint, others 2" in line
 
 
 def test_metrics_may_not_be_called_like_columns_of_a_zoo(folder: Path) -> None:
@@ -237,3 +286,51 @@ def test_metrics_may_not_be_called_like_columns_of_a_zoo(folder: Path) -> None:
 def test_prompted_column_has_to_be_there(folder: Path) -> None:
     with pytest.raises(ValueError, match="--prompted is 'los'; expected one of the columns loss, accuracy"):
         imported(folder, folder.parent / "metrics.csv", prompted="los")
+
+
+def test_nested_tensors_are_refused(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype
+        nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+        torch.save(state(1) | {"a.bias": nested}, folder / "a1.pt")
+        assert "parameter 'a.bias' is sparse, nested or without numbers" in refused(folder)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "1e39"])
+def test_a_run_without_finite_metrics_has_diverged(number: str, folder: Path) -> None:
+    """As in an LMDB set: kept and flagged."""
+    table = folder.parent / "metrics.csv"
+    table.write_text("file,run,step,loss\n" + ROWS.replace("A,5,1", f"A,5,{number}"))
+    assert imported(folder, table).read_runs()["status"].to_pylist() == ["diverged", "finished"]
+
+
+def test_steps_may_be_written_as_pandas_does(folder: Path) -> None:
+    table = folder.parent / "metrics.csv"
+    whole = open_folder(folder, table)
+    table.write_text(table.read_text().replace(",7,", ",7.0,").replace(",0,", ",0.0,"))
+    assert open_folder(folder, table).read(0).steps.tolist() == [0, 7]
+    assert open_folder(folder, table).digest == whole.digest
+
+
+def other_metric(folder: Path) -> None:
+    table = folder.parent / "metrics.csv"
+    table.write_text(table.read_text().replace("0.75", "0.5"))
+
+
+def other_step(folder: Path) -> None:
+    table = folder.parent / "metrics.csv"
+    table.write_text(table.read_text().replace(",9,", ",8,"))
+
+
+def larger_file(folder: Path) -> None:
+    torch.save({name: value.double() for name, value in state(3).items()}, folder / "b" / "1.pt")
+
+
+@pytest.mark.parametrize("change", [other_metric, other_step, larger_file])
+def test_a_folder_that_has_changed_is_not_mixed_in(change: Callable[[Path], None], folder: Path) -> None:
+    table = folder.parent / "metrics.csv"
+    zoo = begin_import(open_folder(folder, table), folder.parent / "zoo", task=None, stack_size=1)
+    import_unit(zoo, open_folder(folder, table), None, 0)
+    change(folder)
+    with pytest.raises(ValueError, match="holds another zoo, with digest"):
+        begin_import(open_folder(folder, table), folder.parent / "zoo", task=None, stack_size=1)

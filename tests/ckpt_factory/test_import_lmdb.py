@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,67 @@ def test_a_set_that_has_changed_is_not_mixed_in(published: Path, tmp_path: Path)
         begin_import(source, tmp_path / "zoo", task=None, stack_size=3)
 
 
+def other_metric(set_: Path) -> None:
+    rewrite(set_ / "000006", lambda c: c["000006/ep001_it00003.pt"].update(avg_test_loss=0.25))
+
+
+def longer_database(set_: Path) -> None:
+    with lmdb.open(str(set_ / "000006"), map_size=2**28) as environment, environment.begin(write=True) as t:
+        t.put(b"more", bytes(100_000))
+
+
+@pytest.mark.parametrize("change", [other_metric, longer_database])
+def test_a_set_whose_runs_have_changed_is_not_mixed_in(
+    change: Callable[[Path], None], published: Path, tmp_path: Path
+) -> None:
+    zoo = begin_import(open_lmdb_set(published), tmp_path / "zoo", task=None, stack_size=3)
+    import_unit(zoo, open_lmdb_set(published), None, 0)
+    change(published)
+    with pytest.raises(ValueError, match="holds another zoo, with digest"):
+        begin_import(open_lmdb_set(published), tmp_path / "zoo", task=None, stack_size=3)
+
+
+def test_the_digest_is_of_moments_sizes_and_steps_per_epoch(tmp_path: Path) -> None:
+    def digest(
+        name: str, *, middle: int = 2, arch: tuple[int, ...] = (3, 4), steps_per_epoch: int | None = None
+    ) -> str:
+        folder = tmp_path / name
+        run = supervised_run(0, size=7, moments=((0, 0), (0, middle), (1, 5)))
+        write_run(folder, {"000000": run}, arch)
+        return open_lmdb_set(folder, steps_per_epoch=steps_per_epoch).digest
+
+    first = digest("a")
+    assert digest("b") == first
+    assert digest("c", steps_per_epoch=5) == first, "the highest iteration, said aloud"
+    others = [digest("d", middle=3), digest("e", arch=(4, 3)), digest("f", steps_per_epoch=6)]
+    assert len({first, *others}) == 4
+
+
+def test_the_good_runs_of_a_fused_directory_are_taken(published: Path, tmp_path: Path) -> None:
+    path = published / "000002_000003" / "runs.json"
+    path.write_text(json.dumps({"000003": json.loads(path.read_text())["000003"]}))
+    with pytest.raises(
+        ValueError, match=r"1 of 7 runs .*: 000002: its runs.json has no checkpoints of run 0"
+    ):
+        open_lmdb_set(published)
+    source = open_lmdb_set(published, skip_broken=True)
+    assert list(source.skipped) == ["000002"]
+    zoo = imported(source, tmp_path / "zoo")
+    assert zoo.read_runs()["name"].to_pylist() == [f"{seed:06d}" for seed in (0, 1, 3, 4, 5, 6)]
+    expected = [theta for theta, _ in supervised_run(3, size=D).values()]
+    assert torch.equal(zoo.read_unit(0).theta[2], torch.tensor(np.stack(expected)))
+
+
+def test_steps_that_no_column_holds_are_refused(published: Path) -> None:
+    far = supervised_run(7, size=D, moments=((0, 0), (0, 1), (0, 2), (0, 5), (429_496_730, 5)))
+    write_run(published, {"000007": far}, ARCH)
+    with pytest.raises(
+        ValueError, match=r"000007: its last checkpoint is of step 2147483655; expected below"
+    ):
+        open_lmdb_set(published)
+    assert list(open_lmdb_set(published, skip_broken=True).skipped) == ["000007"]
+
+
 def test_evaluation_measures_the_tasks_own_metrics(published: Path, digits: Task, tmp_path: Path) -> None:
     source = open_lmdb_set(published, task=digits)
     zoo = imported(source, tmp_path / "zoo", digits, evaluate=True, dtype="bfloat16")
@@ -146,6 +209,11 @@ def rewrite(directory: Path, change: object) -> None:
     path.write_text(json.dumps(document))
 
 
+def put_sizes(directory: Path, content: bytes) -> None:
+    with lmdb.open(str(directory), map_size=2**28) as environment, environment.begin(write=True) as t:
+        t.put(b"000005/ep000_it00002.pt_arch", content)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
@@ -155,6 +223,14 @@ def truncate(path: Path) -> None:
     [
         (lambda d: (d / "runs.json").write_text("{"), "its runs.json cannot be read"),
         (lambda d: (d / "runs.json").write_text("{}"), "its runs.json has no checkpoints of run 000005"),
+        (
+            lambda d: (d / "runs.json").write_text("[1]"),
+            'expected {"checkpoints": {"000005/ep000_it00000.pt": {metric: number}, ...}}, found a list',
+        ),
+        (lambda d: (d / "runs.json").write_text('{"a": 1}'), "found an object with the keys 'a'"),
+        (lambda d: (d / "runs.json").write_text('{"checkpoints": []}'), "found a list as checkpoints"),
+        (lambda d: (d / "runs.json").write_text('{"000005": 3}'), "found a number"),
+        (lambda d: rewrite(d, lambda c: c.update({"k": 0.5})), "found a number as the metrics of 'k'"),
         (lambda d: rewrite(d, lambda c: c.clear()), "it has no checkpoints"),
         (lambda d: rewrite(d, lambda c: c.update({"000005/x.pt": {}})), "'000005/x.pt' is not called"),
         (
@@ -166,6 +242,13 @@ def truncate(path: Path) -> None:
             lambda d: rewrite(d, lambda c: c["000005/ep000_it00002.pt"].update(avg_test_err="bad")),
             "avg_test_err of 000005/ep000_it00002.pt is 'bad'",
         ),
+        (
+            lambda d: rewrite(d, lambda c: c["000005/ep000_it00002.pt"].update(avg_test_err=10**400)),
+            "avg_test_err of 000005/ep000_it00002.pt is '1000",
+        ),
+        (lambda d: (d / "runs.json").write_text("[" * 200_000), "its runs.json cannot be read"),
+        (lambda d: put_sizes(d, np.array([1024, 16, 160, np.inf], "<f4").tobytes()), "_arch does not hold"),
+        (lambda d: put_sizes(d, b"abc"), "_arch does not hold sizes of tensors"),
         (lambda d: truncate(d / "data.mdb"), "its data.mdb is truncated"),
         (lambda d: (d / "data.mdb").write_bytes(b"no lmdb" * 4000), "its data.mdb cannot be read"),
     ],

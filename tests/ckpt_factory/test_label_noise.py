@@ -31,4 +31,5 @@ def test_wrong_labels_cost_accuracy_and_gamma_changes_what_is_learnt(digits: MLP
     )
     assert clean["test_accuracy"] > noisy["test_accuracy"] + 0.02
     assert noisy["test_ece"] > 3 * clean["test_ece"], "40 % wrong labels make networks doubt what is right"
-    assert tailr["test_ece"] != noisy["test_ece"]
+    # a standard deviation of 0.03 over runs, and a difference of 0.3
+    assert tailr["test_ece"] < noisy["test_ece"] / 2, "TaiLr trusts unlikely labels less, and itself more"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ckpt_factory.losses import cross_entropy, tailr, tailr_weight
 
-GAMMAS = [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999]
+GAMMAS = [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9]  # the last is 1 in float32
 
 
 def stack(num_runs: int, *, scale: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -54,16 +54,25 @@ def test_tailr_is_the_published_formula_for_easy_and_hard_examples(p: float, gam
 
 
 def test_tailr_has_a_gamma_for_every_run() -> None:
-    logits, labels = stack(6)
+    logits, labels = stack(len(GAMMAS))
     together = tailr(logits, labels, torch.tensor(GAMMAS))
     for k, gamma in enumerate(GAMMAS):
         alone = tailr(logits[k : k + 1], labels[k : k + 1], torch.tensor([gamma]))
         assert torch.equal(together[k], alone[0])
-    p = torch.full((6, 1), 0.2)
+    p = torch.full((len(GAMMAS), 1), 0.2)
     weights = tailr_weight(p, torch.tensor(GAMMAS)).flatten().tolist()
     assert weights == sorted(weights, reverse=True)
     assert weights[0] == 1.0
-    assert weights[-1] == pytest.approx(0.2, rel=5e-3)  # the error rate's surrogate: the weight is p
+    assert weights[-1] == pytest.approx(0.2, rel=1e-6)  # the error rate's surrogate: the weight is p
+
+
+@pytest.mark.parametrize("gamma", [0.9999, 0.999999, 1 - 1e-9])
+@pytest.mark.parametrize("p", [1e-30, 0.2, 0.999])
+def test_near_gamma_one_the_loss_is_its_limit(gamma: float, p: float) -> None:
+    logits, labels = with_probability(p)
+    loss = tailr(logits, labels, torch.tensor([gamma])).item()
+    # the first term left out of the limit is (1 - gamma) (1 - p)^2 / 2; the rest is float32
+    assert loss == pytest.approx(1 - p, abs=(1 - gamma) + 1e-6)
 
 
 def test_unlikely_labels_are_trusted_less() -> None:

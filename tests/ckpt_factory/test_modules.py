@@ -335,3 +335,30 @@ def test_a_loss_for_each_example_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"loss is of shape \(4,\); expected one number"):
         ModuleTask(small_mlp, rows(), loss=unreduced)
+
+
+def test_a_modules_labels_may_be_wrong_where_they_are_of_classes() -> None:
+    data = rows()
+    data["train"] = (data["train"][0], torch.arange(40) % 3)
+    task = ModuleTask(small_mlp, data)
+    plan = RunPlan(label_noise=(0.3, 0.3), batch_size=(20,))
+    runs = plan.runs(range(50))
+    draw = task.sampler(plan.order_rngs(runs), 20, plan.variation(runs))
+    batches = [draw(task.spec.unflatten(torch.zeros(50, task.spec.D))) for _ in range(2)]  # one epoch
+    seen = {(tuple(x.tolist()), int(y)) for b in batches for x, y in zip(b.x[0], b.y[0], strict=True)}
+    true = {tuple(x.tolist()): int(y) for x, y in zip(*data["train"], strict=True)}
+    assert len(seen) == 40
+    assert 0 < sum(true[x] != y for x, y in seen) < 40
+    wrong = torch.stack([b.y for b in batches]) != torch.stack(
+        [torch.tensor([[true[tuple(x.tolist())] for x in group] for group in b.x]) for b in batches]
+    )
+    # 2,000 labels: the standard deviation of their share of wrong ones is 0.01
+    assert wrong.float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
+def test_label_noise_is_refused_where_targets_are_no_classes() -> None:
+    data = {split: (x, torch.randn(len(x), 3)) for split, (x, _) in rows().items()}
+    task = ModuleTask(small_mlp, data, loss=F.mse_loss)
+    plan = RunPlan(label_noise=(0.3, 0.3))
+    with pytest.raises(ValueError, match="no labels of classes that could be wrong"):
+        task.sampler(plan.order_rngs(plan.runs([0])), 8, plan.variation(plan.runs([0])))

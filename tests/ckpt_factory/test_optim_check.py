@@ -1,5 +1,6 @@
 """check_optimizer: passes for every optimizer of the table, and names the clause that a broken one breaks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -123,14 +124,18 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
         optimizer_kind("loin")
 
 
-@pytest.mark.parametrize("make", [*(kind.make for kind in OPTIMIZERS.values()), Tiger], ids=str)
+@pytest.mark.parametrize(
+    "make", [*(kind.make for kind in OPTIMIZERS.values()), Tiger], ids=lambda make: make.__name__
+)
 def test_no_step_looks_at_the_value_of_a_tensor(make: Callable[..., Optimizer]) -> None:
     """So that torch.compile finds no break in it: tensors without values have none to branch on."""
     with FakeTensorMode():
-        lr = torch.ones(2)
         params = [torch.ones(2, 3, 2), torch.ones(2, 3)]
-        own = {"accumulate": 2, "beta": lr} if make is Tiger else {"momentum": lr, "stacked": True}
-        optimizer = make(params, lr=lr, weight_decay=lr, **own)
+        own = {"accumulate": 2, "beta": 0.5} if make is Tiger else {"momentum": 0.5, "stacked": True}
+        optimizer = make(params, lr=0.5, weight_decay=0.5, **own)
+        group, half = optimizer.param_groups[0], torch.full((2,), 0.5)  # values are looked at when made alone
+        group |= {name: half for name in ("lr", "weight_decay", "momentum", "beta") if name in group}
+        group |= {"betas": (half, half)} if "betas" in group else {}
         for _ in range(2):
             for param in params:
                 param.grad = torch.ones_like(param)
@@ -156,3 +161,29 @@ def test_a_rate_for_sgd_times_the_ratio_trains_digits(name: str, digits: Task) -
         optimizer.step()
     error = digits.evaluate(digits.spec.flatten(params), "test")["error"]
     assert float(error.mean()) < 0.25  # chance is .9; .02 (Amos) to .14 (Tiger) measured after so few steps
+
+
+IMPOSSIBLE = [
+    (SGD, {"lr": -1.0}, "lr is -1; expected at least 0"),
+    (SGD, {"lr": torch.tensor([0.1, -0.5])}, "lr is -0.5"),
+    (SGD, {"lr": 0.1, "momentum": 1.0}, "momentum is 1; expected 0 to 1, 1 excluded"),
+    (SGD, {"lr": 0.1, "weight_decay": -0.1}, "weight_decay is -0.1"),
+    (AdamW, {"betas": (1.0, 0.9)}, "betas is 1; expected 0 to 1, 1 excluded"),
+    (AdamW, {"betas": (0.9, torch.tensor([0.9, 2.0]))}, "betas is 2"),
+    (AdamW, {"betas": (-0.1, 0.9)}, "betas is -0.1"),
+    (AdamW, {"eps": -1e-8}, "eps is -1e-08"),
+    (Lion, {"lr": torch.tensor([[0.1], [math.nan]])}, "lr is nan"),
+    (Tiger, {"lr": math.nan}, "lr is nan; expected at least 0"),
+    (Tiger, {"beta": 1.5}, "beta is 1.5"),
+    (Amos, {"beta": 1.0}, "beta is 1"),
+    (Amos, {"momentum": math.nan}, "momentum is nan"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "words"), IMPOSSIBLE)
+def test_impossible_hyper_parameters_are_refused(kind: Callable, settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind([torch.zeros(2, 3)], **settings)
+    group = {"params": [torch.zeros(2, 3)], **settings}
+    with pytest.raises(ValueError, match=words):
+        kind([group], **({"lr": 0.1} if kind is SGD else {}))

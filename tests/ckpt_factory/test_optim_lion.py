@@ -1,5 +1,6 @@
 """Lion for stacks: two well-kept implementations agree with it, run by run."""
 
+import math
 from collections.abc import Callable
 
 import lion_pytorch
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from ckpt_factory.optim import Lion
 
-from .optim_runs import K, run, start
+from .optim_runs import K, gradients, run, start
 
 # The same products and sums in another order. An update is a sign: where the average of gradients is as
 # small as its rounding, runs would part by lr; none of these gradients is.
@@ -52,3 +53,20 @@ def test_what_has_no_gradient_does_not_move() -> None:
     param.grad = torch.zeros(1, 3)
     optimizer.step()  # along the average of the past
     assert param.tolist() == [[1.0, 0.0, 2.0]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_is_none_and_forgotten(bad: float) -> None:
+    """Neither its run nor its entry is frozen by it, and all others are as if it had never been."""
+    lost, spared = start(), start()
+    for params, value in ((lost, bad), (spared, 0.0)):
+        optimizer = Lion(params, lr=0.01, weight_decay=0.1)
+        for step in range(6):
+            for param, gradient in zip(params, gradients(step), strict=True):
+                if step == 2:
+                    gradient[1].view(-1)[-1] = value
+                param.grad = gradient
+            before = [param.clone() for param in params]
+            optimizer.step()
+            assert all((a != b).all() for a, b in zip(params, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(lost, spared, strict=True))

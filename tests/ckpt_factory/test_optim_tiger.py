@@ -123,6 +123,19 @@ def test_a_matrix_of_zeros_moves_away_from_zero() -> None:
     assert float(matrix.amax()) < -0.1
 
 
+def test_the_default_floor_is_below_the_scale_of_initialisations() -> None:
+    """U(-1/sqrt(n), 1/sqrt(n)) of up to 3,000 inputs moves by its own scale; only below counts the floor."""
+    wide = (2 * torch.rand(1, 4, 3000, generator=torch.Generator().manual_seed(0)) - 1) / 3000**0.5
+    zeros, before = torch.zeros(1, 3, 2), wide.clone()
+    wide.grad, zeros.grad = torch.ones_like(wide), torch.ones_like(zeros)
+    Tiger([wide, zeros], lr=0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(zeros, torch.full_like(zeros, -0.1 * 0.01))
+    # a step of 1e-3 from entries of 1e-2, in float32
+    torch.testing.assert_close(
+        before - wide, 0.1 * before.square().mean().sqrt().expand_as(wide), rtol=1e-4, atol=0
+    )
+
+
 def test_rows_of_an_embedding_table_have_scales_of_their_own() -> None:
     table = torch.tensor([[[3.0, 4.0], [0.3, 0.4]]])
     table.grad = torch.ones_like(table)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import asdict, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -98,14 +98,25 @@ def test_optimizer_and_batch_size_are_drawn_per_block_data_per_group_and_the_res
             assert all(len(of_part) == 1 for of_part in values), name
             assert any(a != b for a, b in pairwise(values)), name
     seen = {(run["optimizer"], run["batch_size"]) for run in runs}
-    # of 15 pairs, 40 blocks leave one out on average; were they drawn by one number, there would be 7
-    assert len(seen) >= 12, "optimizer and batch size are drawn apart"
+    assert len(seen) == 15
     for name in PER_GROUP:
         assert len({run[name] for run in runs}) == 80, f"{name} is drawn for each group"
     for name in ("lr", "weight_decay", "momentum", "init_scale"):
         assert len({run[name] for run in runs}) == 240, f"{name} is drawn for each run"
     for name in ("init", "loss"):
         assert any(len({run[name] for run in runs[i : i + 3]}) > 1 for i in range(0, 240, 3)), name
+
+
+def test_every_cycle_of_blocks_has_each_combination_once_in_an_order_of_its_own() -> None:
+    def combinations(cycle: int, plan: RunPlan = DIVERSE) -> list[tuple[str, int]]:
+        runs = plan.runs(range(90 * cycle, 90 * cycle + 90, 6))  # one of each of 15 blocks of 6
+        return [(run.optimizer, run.batch_size) for run in runs]
+
+    cycles = [combinations(cycle) for cycle in range(6)]
+    assert {frozenset(cycle) for cycle in cycles} == {frozenset(product(DIVERSE.optimizer, (16, 32, 64)))}
+    assert all(len(set(cycle)) == 15 for cycle in cycles)
+    assert len({tuple(cycle) for cycle in cycles}) == 6
+    assert combinations(0, replace(DIVERSE, seed=5)) != cycles[0]
 
 
 def test_a_run_does_not_depend_on_which_others_there_are() -> None:
@@ -124,7 +135,8 @@ def test_draws_are_those_that_zoos_on_disk_were_made_by() -> None:
         run = plan.run(run_id)
         of_run = np.random.default_rng([4, 2, run_id]).random(7)
         of_group = np.random.default_rng([4, 3, run_id // 3]).random(2)
-        of_block = np.random.default_rng([4, 4, run_id // 6]).random(2)
+        cycle, place = divmod(run_id // 6, 3)
+        order = np.random.default_rng([4, 4, cycle]).random(3).argsort()
         # the exponential function of another library may differ in its last digit
         assert run.lr == pytest.approx(1e-3 * 100 ** of_run[0], rel=1e-12)
         assert run.weight_decay == pytest.approx(1e-6 * 1e4 ** of_run[1], rel=1e-12)
@@ -136,7 +148,7 @@ def test_draws_are_those_that_zoos_on_disk_were_made_by() -> None:
             assert run.gamma == pytest.approx(0.2 + 0.6 * of_run[6], rel=1e-12)
         assert run.label_noise == pytest.approx(0.1 + 0.3 * of_group[0], rel=1e-12)
         assert run.data_fraction == pytest.approx(0.2 + 0.7 * of_group[1], rel=1e-12)
-        assert run.batch_size == (16, 32, 64)[int(3 * of_block[1])]
+        assert run.batch_size == (16, 32, 64)[order[place]]
 
 
 def in_sgds_units(run: RunSettings) -> dict[str, Any]:
@@ -160,8 +172,8 @@ def in_sgds_units(run: RunSettings) -> dict[str, Any]:
         ({"data_fraction": (1.0, 1.0)}, {"data_fraction"}),
         ({"loss": ("tailr",)}, {"loss", "gamma"}),
         ({"gamma": (0.0, 0.1)}, {"gamma"}),
-        ({"optimizer": ("lion", "sgd")}, {"optimizer"}),
-        ({"batch_size": (8,)}, {"batch_size"}),
+        ({"optimizer": ("lion", "sgd")}, {"optimizer", "batch_size"}),  # they are drawn as a pair
+        ({"batch_size": (8,)}, {"optimizer", "batch_size"}),
         ({"group_size": 2}, {"order_id", "label_noise", "data_fraction"}),
         ({"block_size": 12}, {"optimizer", "batch_size"}),
         ({"num_steps": 900, "num_checkpoints": 9}, set()),
@@ -232,6 +244,39 @@ def test_streams_of_one_seed_are_different_ones() -> None:
     drawn = [torch.rand(1, generator=init).item(), torch.rand(1, generator=order).item()]
     drawn += [float(np.random.default_rng([3, stream, 5]).random()) for stream in range(2, 7)]
     assert len(set(drawn)) == 7
+
+
+@pytest.mark.parametrize(
+    ("plan", "num_runs", "words"),
+    [
+        ({}, 64, ""),
+        ({"optimizer": ("sgd", "lion")}, 128, ""),
+        (
+            {"optimizer": ("sgd", "lion")},
+            64,
+            "1 block of 64 runs draws 1 of 2 optimizers; --block-size 32 mixes",
+        ),
+        (
+            {"optimizer": get_args(OptimizerName), "batch_size": (16, 32)},
+            64,
+            "1 block of 64 runs draws 1 of 10 combinations of optimizer and batch size; --block-size 4 mixes",
+        ),
+        (
+            {"batch_size": (8, 16), "group_size": 64},
+            64,
+            "draws 1 of 2 batch sizes; a larger --num-runs mixes",
+        ),
+    ],
+)
+def test_fewer_blocks_than_combinations_are_said(plan: dict[str, Any], num_runs: int, words: str) -> None:
+    said = RunPlan(**plan).mixing(num_runs)
+    assert (words in said) if words else (said == "")
+
+
+def test_the_block_size_that_is_suggested_mixes_all() -> None:
+    plan = RunPlan(optimizer=get_args(OptimizerName), batch_size=(16, 32), block_size=4)
+    assert plan.mixing(64) == ""
+    assert len({run.optimizer for run in plan.runs(range(64))}) > 2
 
 
 def test_a_tasks_own_hyper_parameters_are_uniform_and_independent_of_what_else_there_is() -> None:

@@ -47,6 +47,27 @@ def test_unknown_id_suggests_the_nearest() -> None:
     assert "Did you mean" not in str(e.value)
 
 
+def test_a_task_of_ones_own_is_suggested_with_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry, "wine-v0", registry["quadratic-v0"])
+    with pytest.raises(ValueError, match=r"Did you mean 'tests.ckpt_factory.option_tasks:wine-v0'\?"):
+        spec("tests.ckpt_factory.option_tasks:wines")
+    monkeypatch.delitem(registry, "wine-v0")
+    with pytest.raises(ValueError, match="one of your own is 'MODULE:wine-v0'"):
+        spec("wine-v0")
+
+
+def test_the_folder_that_was_searched_for_a_module_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="cannot import module 'my_task'") as error:
+        spec("my_task:wine-v0")
+    assert str(tmp_path) not in str(error.value)  # for it was not
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"searched: the folder {tmp_path} and what is installed"):
+        spec("my_task:wine-v0")
+
+
 def test_missing_module_is_one_clear_line() -> None:
     with pytest.raises(ValueError, match="cannot import module 'no_such_module_here'") as error:
         make("no_such_module_here:cartpole-v0")

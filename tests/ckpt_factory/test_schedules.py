@@ -39,6 +39,12 @@ def test_inverse_time_has_halved_the_rate_after_its_half_life(name: str, power: 
         assert lr_factor(name, step, N) ** (-1 / power) == pytest.approx(1 + slope * step)
 
 
+@pytest.mark.parametrize(("name", "end"), [("inverse-time", 1 / 5), ("inverse-time-squared", 1 / 7)])
+def test_inverse_time_ends_where_it_says(name: str, end: float) -> None:
+    # the docstrings round: 1 / 7.07
+    assert SCHEDULES[name](N, N) == pytest.approx(end, rel=0.02)
+
+
 def test_the_published_recipe_steps_its_cosine_once_an_epoch() -> None:
     """lr(e) = (1 + cos(pi e / E)) / 2, 25 epochs of 16 batches."""
     for step in range(N):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ckpt_factory import RunPlan, RunSettings, make, train_stack
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import Sampler, Variation, seeded
+from ckpt_factory.train import Rows
 
 from .plain import plain_training
 
@@ -139,6 +140,15 @@ def test_a_diverging_run_stays_non_finite_and_disturbs_no_other(digits: MLPClass
     for k in (0, 2, 3):
         assert torch.equal(calm.theta[k], wild.theta[k])
         assert all(torch.equal(calm.metrics[name][k], wild.metrics[name][k]) for name in calm.metrics)
+
+
+def test_a_sum_that_overflows_is_looked_at_again() -> None:
+    """Finiteness is told from sums; those of large numbers overflow where all of their terms are finite."""
+    theta = torch.full((4, 3, 5), 1e38)  # a row sums to 5e38, float32 ends at 3.4e38
+    theta[1, 2, 4], theta[2, 0, 0] = torch.nan, torch.inf
+    rows = Rows(torch.arange(4), torch.zeros(4, 3, dtype=torch.int64), theta, {"loss": torch.ones(4, 3)})
+    rows.metrics["loss"][3, 1] = torch.nan
+    assert rows.finite().tolist() == [True, False, False, False]
 
 
 def test_the_sampler_sees_the_parameters_of_its_step(digits: MLPClassifier) -> None:

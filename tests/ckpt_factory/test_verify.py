@@ -223,7 +223,22 @@ def test_a_metric_that_measures_nan_again_is_found(zoo: Zoo, task: Task, monkeyp
     monkeypatch.setattr(
         type(task), "metrics_of", lambda self, theta: {k: v * np.nan for k, v in measure(self, theta).items()}
     )
-    assert verify(zoo.path, task).damaged_units == [0, 1]
+    (problem, _) = verify_unit(zoo, task, 0, sample=ALL).problems
+    assert "validation_loss measured again differs by nan" in problem
+
+
+def test_other_data_is_not_called_damage_of_intact_shards(zoo: Zoo, task: Task, monkeypatch) -> None:
+    monkeypatch.setattr(type(task), "curvature", 1.5 * type(task).curvature)
+    found = verify(zoo.path, task)
+    (problem,) = found.problems
+    assert "the shards are intact" in problem
+    assert "the task's data or code is not what the zoo was made with" in problem
+    assert (found.ok, found.damaged_units) == (False, [])
+    path = zoo.checkpoints_path(1)
+    path.write_bytes(path.read_bytes()[:-1])  # ... while real damage still is
+    found = verify(zoo.path, task)
+    assert found.damaged_units == [1]
+    assert len(found.problems) == 2
 
 
 def permute_ids(columns: dict[str, np.ndarray]) -> None:

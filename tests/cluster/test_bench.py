@@ -10,14 +10,16 @@ import pytest
 from ckpt_factory.bench import RECIPES
 from cluster import bench, scaling
 from cluster.cli import run
-from cluster.scaling import measure_memory, measure_scaling, throughput
+from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
 
 
 def test_factory_leaves_out_what_is_not_there_and_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RECIPES, "digits-mlp-v0", replace(RECIPES["digits-mlp-v0"], stack_size=4))
-    flags = f"--full --tasks digits-mlp-v0 mnist-mlp-v0 nothing-v0 --variants float32 --out {tmp_path}"
+    flags = (
+        f"--full --tasks digits-mlp-v0 mnist-mlp-v0 nothing-v0 --variants float32 bfloat16 --out {tmp_path}"
+    )
     assert run(["bench", "factory", *flags.split(), "--seconds", "1e-4", "--repeats", "1"]) == 0
     shown = capsys.readouterr()
     assert "mnist-mlp-v0 left out: MNIST needs --data-root" in shown.err
@@ -27,11 +29,16 @@ def test_factory_leaves_out_what_is_not_there_and_names_it(
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result["left_out"]) == {"mnist-mlp-v0", "nothing-v0"}
     contenders = result["tasks"]["digits-mlp-v0"]["contenders"]
-    assert set(contenders) == {"plain_loop", "vmap", "float32"}
+    assert set(contenders) == {"plain_loop", "vmap", "float32", "bfloat16"}
     for each in contenders.values():
         assert all(math.isfinite(value) and value > 0 for value in each.values())
     assert result["digits-mlp-v0 float32 cpu_s_per_run"] == contenders["float32"]["cpu_s_per_run"]
-    assert set(result["tasks"]["digits-mlp-v0"]["whole_stacks"]) == {"float32"}
+    assert set(result["tasks"]["digits-mlp-v0"]["whole_stacks"]) == {"float32", "bfloat16"}
+    paired = result["tasks"]["digits-mlp-v0"]["final_test_error_against_float32"]
+    assert paired["bfloat16"]["runs"] == 8
+    # the last digits of products move errors by far less in the mean
+    assert abs(paired["bfloat16"]["mean_difference"]) < 0.02
+    assert "final test error by precision" in shown.out
     assert result["threads"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
@@ -54,6 +61,7 @@ def test_storage_prints_a_table_and_writes_numbers(
     ("flags", "words"),
     [
         ("storage --full", "--full is for `theta bench factory`, not for storage"),
+        ("tailr --repeats 3", "--repeats is for `theta bench factory or storage or scaling`, not for tailr"),
         ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),
@@ -73,6 +81,7 @@ def test_throughput_adds_up_what_each_actor_makes_in_its_own_time() -> None:
 
     log = [report(1, 0.0, 4.0), report(1, 5.0, 5.0), report(2, 3.0, 5.0)]  # 20 in 10 s, 10 in 5 s
     assert throughput(log) == 4.0
+    assert span_s(log) == 15.0  # of which the units took 14
 
 
 @pytest.mark.slow
@@ -102,5 +111,6 @@ def test_scaling_is_printed_and_written(
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["runs_per_s_1"], result["runs_per_s_2"], result["speedup"]) == (3, 6, 2)
     assert (result["cpu_s_per_run_2"], result["cpu_share_2"]) == (0.25, 0.75)
+    assert (result["idle_share_2"], result["speedup_by_cpu_time"]) == (0, 2)
     assert result["driver_peak_rss_mb"] == {"1000": 101, "10000": 110}
     assert result["driver_growth_mb_per_1000_runs"] == 1

@@ -14,7 +14,7 @@ import ray.data
 import safetensors.torch
 import torch
 
-from ckpt_factory import RunPlan
+from ckpt_factory import RunPlan, registry
 from ckpt_factory.zoo import HEADER, Zoo
 from cluster.cli import VERBS, _parse, command_of, run
 from cluster.factory import FactoryConfig
@@ -87,9 +87,21 @@ def test_unknown_command_and_task_get_a_suggestion(
         ("--num-runs -5", "num_runs is -5; expected a positive multiple"),
         ("--lr 0 1", "lr is (0.0, 1.0); expected low <= high"),
         ("--num-checkpoints 1000", "450 steps allow 2 to 451"),
+        (
+            "--num-steps 20",
+            "theta make: num_checkpoints is 35; 20 steps allow 2 to 21: give --num-checkpoints",
+        ),
+        (
+            "--lr 0.02",
+            "--lr: got 0.02; expected a range of two numbers, LOW HIGH; twice the same number fixes",
+        ),
+        ("--momentum 0.1 0.2 0.3", "--momentum: got 0.1 0.2 0.3; expected a range"),
+        ("--gamma a 1", "--gamma: got a 1; expected a range"),
+        ("--optimizer sgd adam", "invalid choice 'adam' for argument '--optimizer'"),
+        ("--optimizer sgd adam", "did you mean 'adamw'?"),
         ("--dtype float8", "--dtype"),
         ("--num-rns 5", "--num-runs"),
-        ("--preset digit", "unknown preset 'digit'; theta make has: digits, mnist, published"),
+        ("--preset digit", "unknown preset 'digit'; did you mean 'digits'? theta make has: digits, mnist"),
         ("--group-size 3", "positive multiple of group_size 3"),
         ("--batch-size 5000", "1077 training images"),
         ("--out /dev/null/zoo", "cannot write to /dev/null/zoo"),
@@ -125,7 +137,18 @@ def test_options_that_the_task_does_not_know_are_refused_before_anything_is_writ
     refused: Refused, flags: str, words: str, tmp_path: Path
 ) -> None:
     assert words in refused("make", "--out", tmp_path / "zoo", *flags.split())
-    assert not (tmp_path / "zoo").exists() or not list((tmp_path / "zoo").iterdir())
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_ranges_are_called_that_and_tasks_are_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["make", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for flag in ("lr", "weight-decay", "momentum", "init-scale", "label-noise", "data-fraction", "gamma"):
+        assert f"--{flag} LOW HIGH" in text
+    for name, task in registry.items():
+        made_by = getattr(task.entry_point, "func", task.entry_point)
+        assert name in text or not made_by.__module__.startswith("ckpt_factory")
 
 
 def test_a_task_with_options_goes_from_make_to_verify(ray_cluster: int, tmp_path: Path) -> None:
@@ -200,10 +223,23 @@ def test_what_is_refused_leaves_the_folder_free(
     assert "ask for fewer --num-workers" in refused("train", *flags, "--num-workers", 40)
     assert "reservoir_gib inf positive and finite" in refused("train", *flags, "--reservoir-gib", "inf")
     assert "clip_norm is -1.0" in refused("train", *flags, "--clip-norm", -1)
-    assert not (tmp_path / "g").exists() or not list((tmp_path / "g").iterdir())
+    assert not (tmp_path / "g").exists()
     assert "num_networks is 0" in refused("demo", "--num-networks", 0, "--out", tmp_path / "d")
     assert "batch_size is 5000" in refused("make", "--batch-size", 5000, "--out", tmp_path / "z")
-    assert not list((tmp_path / "z").iterdir())
+    assert not (tmp_path / "z").exists()
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    assert "batch_size is 5000" in refused("make", "--batch-size", 5000, "--out", begun)
+    assert begun.is_dir(), "the user's own"
+
+
+def test_a_zoo_is_not_verified_on_other_data(refused: Refused, digits_zoo: Zoo, tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    shutil.copytree(digits_zoo.path, zoo)
+    header = json.loads((zoo / HEADER).read_text())
+    (zoo / HEADER).write_text(json.dumps(header | {"inputs": "pixels / 255"}))
+    line = refused("verify", "--zoo", zoo, "--out", tmp_path / "v")
+    assert "this data is not what the zoo was made on: its inputs are pixels / 255, here they are (" in line
 
 
 def test_results_are_not_written_among_what_they_are_made_from(refused: Refused, digits_zoo: Zoo) -> None:

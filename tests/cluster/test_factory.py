@@ -134,3 +134,11 @@ def test_ray_data_reads_a_zoo_as_it_is(whole: Path) -> None:
     assert batch["theta"].shape == (20, 1210)
     assert batch["theta"].dtype == np.float32
     assert set(batch["task"]) == {"digits-mlp-v0"}
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    ray_cluster: int, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="this cluster has no GPU"):
+        CheckpointFactory(dataclasses.replace(BROKEN, out=tmp_path / "zoo", use_gpu=True)).fit()
+    assert not (tmp_path / "zoo").exists()

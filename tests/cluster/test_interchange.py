@@ -113,6 +113,7 @@ def test_as_published_zoos_are_refused_where_they_do_not_do(
         ("--folder b --metrics c.csv --steps-per-epoch 3", "--steps-per-epoch is for --lmdb"),
         ("--lmdb a --stack-size 0", "stack_size is 0; expected at least 1"),
         ("--lmdb a --num-checkpoints 0", "num_checkpoints is 0"),
+        ("--lmdb a --task mnist-mlp-v0", "--lmdb names the one that holds the run directories"),
         ("--lmdb a --task digits-mpl-v0", "Did you mean 'digits-mlp-v0'?"),
         ("--lmdb a --out /dev/null/zoo", "cannot write to /dev/null/zoo"),
     ],

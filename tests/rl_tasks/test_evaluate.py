@@ -149,6 +149,17 @@ def test_networks_that_are_not_finite_have_no_metrics_and_harm_no_other() -> Non
     assert task.pilot_metric(lost).isnan().tolist() == [False, True, True, False]
 
 
+def test_a_network_that_gives_no_numbers_has_no_metrics() -> None:
+    """Finite parameters, infinite products of theirs."""
+    task = task_of(max_steps=30)
+    theta = policies(task, 3)
+    sound = task.metrics_of(theta)
+    theta[1] *= 1e30
+    for name, values in task.metrics_of(theta).items():
+        assert values.isnan().tolist() == [False, True, False]
+        assert torch.equal(values[[0, 2]], sound[name][[0, 2]])
+
+
 class Brittle(gymnasium.Env):
     """Rewards action 1; breaks for good in an episode where it was chosen at every one of five steps."""
 

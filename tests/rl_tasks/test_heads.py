@@ -112,6 +112,8 @@ def test_actions_of_one_are_the_bounds_and_beyond_them_is_clipped() -> None:
     actions = np.array([[[1, 3], [-1, -3], [0, 0], [9, 1e6], [-9, 0.5]]], np.float32)
     expected = [[4, 3], [-2, -3], [1, 0], [4, 1e6], [-2, 0.5]]
     assert head.to_env(actions).tolist() == expected
+    lost = np.array([[[np.nan, 1], [np.inf, -np.inf]]], np.float32)
+    assert head.to_env(lost).tolist() == [[0, 1], [4, -np.inf]]
     assert make_head(Spaces(4, 2)).to_env(np.array([[[1.0], [0.0]]], np.float32)).tolist() == [1, 0]
 
 

@@ -1,0 +1,137 @@
+"""Watching what a generator makes: a film of policies side by side, each with its prompt and its return."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ckpt_factory import make
+from ckpt_factory.files import check_writable
+from ckpt_factory.tasks.base import seeded
+from ckpt_factory.tasks.registry import with_options
+from generator.artefact import WeightGenerator
+from generator.prompt import check_prompts, prompt_networks
+from rl_tasks.tasks import PolicyTask
+from rl_tasks.watch import compose, play, write_film
+
+from .command import Command
+from .progress import ProgressBar, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What to film."""
+
+    generator: Path = Path("runs/generator")
+    """Folder of the generator of policies."""
+    task: str | None = None
+    """The task that it has to be of, as in `--task rl_tasks:cartpole-v0`; default whatever it is of."""
+    prompt: str = ""
+    """Returns wished for, with commas: 50,200,500, one policy each; default the best the zoo has seen."""
+    episodes: int = 64
+    """Episodes of fresh seeds that the achieved return is the mean of."""
+    format: Literal["gif", "mp4"] = "gif"
+    """Of the film; MP4 is smaller, a GIF is shown everywhere."""
+    every: int = 4
+    """Steps of the environment from one picture to the next."""
+    steps: int = 10
+    """Sampling steps of the update."""
+    sampler: Literal["ddim", "ddpm"] = "ddpm"
+    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    seed: int = 0
+    """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
+    out: Path = Path("runs/watch")
+    """Folder for the film."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
+        _ = self.prompts
+
+    @property
+    def prompts(self) -> list[float]:
+        try:
+            return [float(each) for each in self.prompt.split(",")] if self.prompt else []
+        except ValueError:
+            raise ValueError(f"prompt is {self.prompt!r}; expected returns with commas: 50,200,500") from None
+
+
+def watch(config: WatchConfig) -> dict[str, Any]:
+    """Make one policy per prompt from the same initialisation, measure it, and film an episode of each."""
+    generator, task = load(config)
+    prompts = config.prompts or [generator.best_metric]
+    for warning in check_prompts(generator, prompts):
+        say(warning, label="warning")
+    start = task.init([seeded(config.seed, 0)]).expand(len(prompts), -1)
+    made = prompt_networks(
+        generator,
+        task,
+        start,
+        torch.tensor(prompts),
+        rng=seeded(config.seed, 1),
+        steps=config.steps,
+        sampler=config.sampler,
+    )
+    achieved, std = (made.achieved[-1][f"test_{name}"].tolist() for name in ("return", "return_std"))
+    captions = [
+        (f"prompt {prompt:g}", f"achieved {mean:.1f} ± {spread:.0f} ({task.episodes} episodes)")
+        for prompt, mean, spread in zip(prompts, achieved, std, strict=True)
+    ]
+    frames, longest = [], task.setting.env.max_steps // config.every + 2
+    with ProgressBar("film", longest, "pictures") as bar:
+        for moment in play(task, made.theta.numpy(), every=config.every, seed=config.seed):
+            frames.append(compose(moment, captions))
+            bar.update(len(frames))
+        bar.update(longest)
+    film = config.out / f"policies.{config.format}"
+    write_film(frames + frames[-1:] * 15, film)
+    say(f"film: {film}")
+    return {
+        "task": generator.origin.task,
+        "film": str(film),
+        "pictures": len(frames),
+        "start_test_return": float(made.start["test_return"][0]),
+        "policies": [
+            {"prompt": prompt, "achieved": mean, "std_over_episodes": spread, "shown_episode": shown}
+            for prompt, mean, spread, shown in zip(
+                prompts, achieved, std, moment.returns.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
+    """The generator, and its task with as many episodes as the film's captions are to say.
+
+    Raises:
+        ValueError: another task than asked for, or one that has no policies to watch.
+    """
+    generator = WeightGenerator.load(config.generator)
+    name = generator.origin.task
+    if config.task is not None and config.task.partition("?")[0] != name.partition("?")[0]:
+        raise ValueError(f"the generator in {config.generator} is for {name!r}, not for {config.task!r}")
+    task = make(name)
+    if not isinstance(task, PolicyTask):
+        raise ValueError(f"{name!r} has no policies to watch; this is for tasks whose metric is a return")
+    task = make(with_options(name, episodes=config.episodes))
+    assert isinstance(task, PolicyTask)
+    return generator, task
+
+
+def _check(config: WatchConfig) -> None:
+    load(config)
+    check_writable(config.out)
+
+
+COMMAND = Command(
+    WatchConfig,
+    lambda config: (watch(config), config.out, 0),
+    check=_check,
+    starts_ray=False,
+    examples="theta watch --task rl_tasks:cartpole-v0 --prompt 50,200,500\n"
+    "theta watch --generator runs/generator-pendulum --prompt=-1000,-400,-150 --format mp4",
+)
