@@ -1,6 +1,6 @@
 """PPO as a sampler: a stack equals its singles, rollouts are what they claim, and policies learn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, make, train_stack
 from ckpt_factory.tasks.base import Variation, seeded
+from cluster.factory import cartpole
 from rl_tasks.heads import PolicyBatch
 from rl_tasks.ppo import PPO, PPOLearner
 from rl_tasks.rollout import Copies
@@ -213,21 +214,9 @@ def test_a_larger_clip_and_a_rate_of_the_critic_are_felt() -> None:
 
 @pytest.mark.slow
 def test_ppo_solves_cartpole() -> None:
-    """The preset's recipe over 16 runs: nearly all reach a return of 475."""
-    task = make("rl_tasks:cartpole-v0")
-    plan = RunPlan(
-        num_steps=1280,
-        batch_size=(64,),
-        optimizer=("adamw",),
-        lr=(0.1, 0.1),
-        weight_decay=(0.0, 0.0),
-        num_checkpoints=2,
-        hyper=constant({"discount": 0.99, "gae_lambda": 0.98, "clip": 0.3, "value_lr": 0.01}),
-    )
-    returns = train_stack(task, plan, plan.runs(range(16))).metrics["test_return"]
+    """The preset's recipe: of 16 runs nearly all end at a return of 475 or more."""
+    config = cartpole()
+    plan = replace(config.plan, spacing="log", num_checkpoints=2)
+    returns = train_stack(make(config.task), plan, plan.runs(range(16))).metrics["test_return"]
     assert (returns[:, 0] < 60).all()
     assert (returns[:, -1] >= 475).float().mean() >= 0.8
-
-
-def constant(values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    return {name: (value, value) for name, value in values.items()}

@@ -23,7 +23,7 @@ def policies(id: str) -> PolicyTask:
     "id",
     [
         "cartpole-v0?episodes=4&max_steps=100",
-        "cartpole-v0?activation=tanh&algorithm=es&episodes=4&max_steps=50",
+        pytest.param("cartpole-v0?activation=tanh&algorithm=es&episodes=4", marks=pytest.mark.slow),
         "pendulum-v0?episodes=4&max_steps=50",
     ],
 )
