@@ -16,7 +16,7 @@ from torch.distributions import Categorical
 
 from ckpt_factory import RunPlan
 from ckpt_factory.bench.clock import calls_for, cpu_seconds, interleaved, medians
-from ckpt_factory.train import initial_networks, stack_optimizer
+from ckpt_factory.bench.contenders import FactoryStack
 
 from .rollout import Copies
 from .tasks import PolicyTask
@@ -136,21 +136,13 @@ def _our_cpu_s(task: PolicyTask, plan: RunPlan, run_ids: Sequence[int]) -> float
     runs = plan.runs(run_ids)
     batch_size = runs[0].batch_size
     started = process_time()
-    start = initial_networks(task, plan, runs)
-    params = {name: value.clone() for name, value in task.spec.unflatten(start).items()}
-    next_batch = task.sampler(plan.order_rngs(runs), batch_size, plan.variation(runs))
-    optimizer = stack_optimizer(plan, runs, params)
-    peak_lr = optimizer.param_groups[0]["lr"]
+    stack = FactoryStack(task, plan, runs)
     good, cpu_s = np.zeros(len(runs), np.bool_), 0.0
     for step in range(plan.num_steps):
-        for name, gradient in task.direction(params, next_batch(params)).items():
-            params[name].grad = gradient
-        optimizer.param_groups[0]["lr"] = peak_lr * plan.lr_at(step)
-        optimizer.step()
+        stack.advance(1)
         if task.env_steps(step + 2, batch_size) > task.env_steps(step + 1, batch_size):
             cpu_s += process_time() - started  # the next step begins a rollout: time to measure
-            returns = task.evaluate(task.spec.flatten(params), "validation")["return"]
-            good |= returns.numpy() >= GOOD_RETURN
+            good |= stack.evaluate("validation")["return"].numpy() >= GOOD_RETURN
             if good.mean() >= SHARE:
                 return cpu_s / int(good.sum())
             started = process_time()

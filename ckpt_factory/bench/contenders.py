@@ -162,7 +162,7 @@ class FactoryStack(Contender):
 
     def advance(self, steps: int) -> None:
         for step in range(self.step, self.step + steps):
-            for name, gradient in self.task.gradients(self.params, self.next_batch(self.params)).items():
+            for name, gradient in self.task.direction(self.params, self.next_batch(self.params)).items():
                 self.params[name].grad = gradient
             self.optimizer.param_groups[0]["lr"] = self.peak_lr * self.lr_at(step)
             self.optimizer.step()

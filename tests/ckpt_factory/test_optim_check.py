@@ -140,6 +140,7 @@ def test_no_step_looks_at_the_value_of_a_tensor(make: Callable[..., Optimizer]) 
             for param in params:
                 param.grad = torch.ones_like(param)
             optimizer.step()
+    assert len(optimizer.state) == len(params), "it has made its steps"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
