@@ -41,7 +41,7 @@ class DemoConfig:
 
 
 def full() -> DemoConfig:
-    """The default: three and a half minutes on two cores."""
+    """The default: under four minutes on two cores."""
     return DemoConfig()
 
 
