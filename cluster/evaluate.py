@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import safetensors.torch
@@ -26,6 +26,7 @@ from generator.evaluate import (
     training_checkpoints,
 )
 from generator.prompt import check_prompts
+from generator.samplers import SamplerName
 from generator.starts import STARTS, recursive_curves
 
 from .command import Command
@@ -55,10 +56,11 @@ class EvaluateConfig:
     """The best prompt; default the best validation metric of the training runs."""
     num_seeds: int = 3
     """Repetitions with other sampling noise; the spread over them is reported."""
-    steps: int = 10
-    """Sampling steps."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
     distance_networks: int = 32
     """Networks whose distance to all training checkpoints is measured; 0 measures none."""
     episodes: int | None = None
@@ -78,8 +80,9 @@ class EvaluateConfig:
             ("distance_networks", 0),
             ("ood", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
 
 
 def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
@@ -192,13 +195,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+    sampling = generator.sampling.changed(config.steps, config.sampler)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
-        "sampler": config.sampler,
-        "sampling_steps": config.steps,
+        "sampler": sampling.sampler,
+        "sampling_steps": sampling.steps,
+        "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
         "num_networks": len(held_out.run_ids),
         "num_seeds": config.num_seeds,
         "wall_s": time.monotonic() - started,

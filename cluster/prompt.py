@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
@@ -14,6 +14,7 @@ from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
+from generator.samplers import SamplerName
 
 from .command import Command, Outcome
 from .progress import say
@@ -33,10 +34,11 @@ class PromptConfig:
     """Fresh initialisations to start from; default 4."""
     updates: int = 1
     """Updates in a row, each from the metric that the last one achieved."""
-    steps: int = 10
-    """Sampling steps of an update."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")

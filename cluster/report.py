@@ -15,7 +15,7 @@ from generator.report import render_report
 from .command import Command
 from .evaluate import ARRAYS, check_belongs
 from .progress import say
-from .train import LOG, read_log
+from .training_log import LOG, read_log
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,7 @@ import json
 import math
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,27 +12,30 @@ from typing import Any
 import ray.train
 import torch
 from ray.data import ExecutionOptions
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory import make
 from ckpt_factory.files import check_same, check_writable, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import CONFIG, Origin, WeightGenerator
+from generator.calibration import calibrate
 from generator.card import model_card
-from generator.conditioning import Scaling
+from generator.conditioning import Calibration, Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
-from generator.evaluate import training_checkpoints
+from generator.evaluate import training_checkpoints, training_starts
 from generator.pairs import Reservoir, Runs, WindowFeed
+from generator.samplers import SamplerName, Sampling
 from generator.train import TrainConfig, faster_precision, train
 
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
-from .progress import ProgressBar, say
+from .progress import say
 from .rendezvous import torch_config
+from .training_log import LOG, TrainingLog, following, read_log
 
-RAY_FOLDER, LOG, STATE, REQUEST = "ray_train", "training.jsonl", "state.pt", "request.json"
+RAY_FOLDER, STATE, REQUEST = "ray_train", "state.pt", "request.json"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
@@ -63,6 +63,14 @@ class GeneratorConfig:
     """Give every training process a GPU."""
     reservoir_gib: float = 2.0
     """Memory for runs per worker; a zoo that fits is held there whole, of a larger one a moving window."""
+    sampling_steps: int = 10
+    """Sampling steps of an update, unless told otherwise when prompted. One gives the mean of the networks
+    that fit, always the same: best for returns; many give samples."""
+    sampler: SamplerName = "ddpm"
+    """Ancestral (ddpm) or deterministic (ddim) sampling, unless told otherwise."""
+    calibrate: int = 0
+    """Training initialisations that prompts are calibrated on when the training is over: networks are made
+    for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """The training itself."""
 
@@ -73,6 +81,11 @@ class GeneratorConfig:
             raise ValueError(
                 f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
                 f"reservoir_gib {self.reservoir_gib} positive and finite"
+            )
+        if self.sampling_steps < 1 or self.calibrate < 0:
+            raise ValueError(
+                f"sampling_steps is {self.sampling_steps}, calibrate {self.calibrate}; expected at least 1, "
+                "and not negative"
             )
 
 
@@ -119,9 +132,10 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
     origin = Origin.of_zoo(zoo, num_training)
     reference = reservoir.best(zoo.header.objective)
-    return WeightGenerator.untrained(
+    made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
     )
+    return replace(made, sampling=Sampling(steps=config.sampling_steps, sampler=config.sampler))
 
 
 def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> TorchTrainer:
@@ -184,6 +198,20 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     )
 
 
+@ray.remote(num_cpus=1)
+def calibrated(
+    config: GeneratorConfig, path: Path, parts: tuple[Any, Any], state: dict[str, Any]
+) -> Calibration | None:
+    """How the trained generator's prompts are calibrated."""
+    torch.set_num_threads(1)
+    zoo, generator = Zoo.open(path), WeightGenerator.from_parts(*parts)
+    generator.model.load_state_dict(state)
+    starts = training_starts(zoo, generator.origin.num_training_runs, config.calibrate)
+    task = make(zoo.header.task, data_root=config.data_root)
+    rng = torch.Generator().manual_seed(config.training.seed)
+    return calibrate(generator, task, starts, rng=rng)
+
+
 def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
     """To Ray Train, with a checkpoint where there is a state; every rank calls it, rank 0 writes."""
     if state is None or ray.train.get_context().get_world_rank() != 0:
@@ -206,28 +234,6 @@ def last_state() -> dict[str, Any] | None:
 def load_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
     with checkpoint.as_directory() as folder:
         return torch.load(Path(folder) / STATE, weights_only=True, map_location="cpu")
-
-
-class TrainingLog(UserCallback):
-    """Appends rank 0's metrics to a file: the learning curve, and what the progress bar follows."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics[0]) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, float | int]]:
-    """The learning curve, one entry per reported step; of a step done twice, after a resume, the last."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # a line that a kill has torn
-            entries.append(json.loads(line))
-    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
 
 
 def check(config: GeneratorConfig) -> Zoo:
@@ -272,7 +278,7 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
     trainer = make_trainer(config, zoo, generator)
     try:
-        with _progress(config.out / LOG):
+        with following(config.out / LOG):
             result = trainer.fit()
     except SystemExit:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from None
@@ -280,6 +286,10 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
+    if config.calibrate:
+        say(f"calibrating prompts on {config.calibrate} training initialisations")
+        (found,) = ray.get([calibrated.remote(config, zoo.path, generator.to_parts(), state["ema"])])
+        generator = replace(generator, calibration=found)
     curve = read_log(config.out / LOG)
     pairs = int(state["step"]) * config.training.batch_size * config.num_workers
     metrics = {
@@ -361,28 +371,6 @@ def _claim(config: GeneratorConfig, zoo: Zoo) -> GeneratorConfig:
         raise ValueError(f"{path} is damaged ({error}); remove the folder, or give another --out") from None
     check_same(f"{config.out} holds another training", held, wanted)
     return replace(config, training=replace(config.training, precision=precision))
-
-
-@contextmanager
-def _progress(log: Path) -> Iterator[None]:
-    """A bar that follows the training log while the block runs."""
-    stop = threading.Event()
-
-    def follow(bar: ProgressBar) -> None:
-        while not stop.wait(1.0):
-            if entries := read_log(log):
-                last = entries[-1]
-                note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
-                bar.update(100 * last["progress"], note)
-
-    with ProgressBar("train", 100, "%") as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 COMMAND = Command(

@@ -13,6 +13,7 @@ from ckpt_factory.tasks.registry import with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
+from generator.samplers import SamplerName
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import compose, play, write_film
 
@@ -36,10 +37,11 @@ class WatchConfig:
     """Of the film; MP4 is smaller, a GIF is shown everywhere."""
     every: int = 4
     """Steps of the environment from one picture to the next."""
-    steps: int = 10
-    """Sampling steps of the update."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
     seed: int = 0
     """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
     out: Path = Path("runs/watch")
@@ -47,8 +49,9 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
         _ = self.prompts

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 
-from .conditioning import Scaling
+from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
 from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, SamplerName, Sampling
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
-REFERENCE = "reference"
+REFERENCE, CALIBRATION = "reference", "calibration"
 SCALES = ("start_mean", "start_scale", "update_scale")
 
 
@@ -68,6 +68,10 @@ class WeightGenerator:
     model: Denoiser
     reference: Float[Tensor, " Z"] | None = None
     """The network, in coordinates, whose order of units others are brought into; for such layouts alone."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How it is sampled unless told otherwise."""
+    calibration: Calibration | None = None
+    """What its own sampling has to be asked for to give what is prompted; None: just that."""
 
     @classmethod
     def untrained(
@@ -116,8 +120,8 @@ class WeightGenerator:
         prompt: Float[Tensor, " K"] | float,
         *,
         rng: torch.Generator,
-        steps: int = 10,
-        sampler: str = "ddpm",
+        steps: int | None = None,
+        sampler: SamplerName | None = None,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -126,20 +130,22 @@ class WeightGenerator:
             metric: the metric each of them has on the validation split.
             prompt: the metric each updated network shall have, or one for all.
             rng: of the sampling noise.
-            steps: sampling steps, evaluations of the model.
-            sampler: "ddim" or "ddpm".
+            steps: sampling steps, evaluations of the model; default its own.
+            sampler: "ddim" or "ddpm"; default its own. With another sampling than its own, prompts are what
+                it is asked for, without calibration.
 
         Raises:
             ValueError: another sampler, or networks, metrics and prompts that do not fit together.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        sampling = self.sampling.changed(steps, sampler)
         prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
         if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
             raise ValueError(
                 f"theta is {tuple(theta.shape)} and metric {tuple(metric.shape)}; expected "
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
+        if self.calibration is not None and sampling == self.sampling:
+            prompt = self.calibration.ask(prompt)
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
@@ -152,7 +158,7 @@ class WeightGenerator:
             return self.model(x, t.expand(len(x)), start, metrics)
 
         noise = torch.randn(z.shape, generator=rng).to(z)
-        u = SAMPLERS[sampler](denoise, noise, timesteps(steps).to(z), rng=rng)
+        u = SAMPLERS[sampling.sampler](denoise, noise, timesteps(sampling.steps).to(z), rng=rng)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
@@ -170,10 +176,13 @@ class WeightGenerator:
             "metric_moments": list(self.scaling.metric_moments),
             "log_metric": self.scaling.log_metric,
             "from_best": self.scaling.from_best,
+            "sampling": asdict(self.sampling),
         }
         scales = {name: getattr(self.scaling, name) for name in SCALES}
         if self.reference is not None:
             scales[REFERENCE] = self.reference
+        if self.calibration is not None:
+            scales |= {f"{CALIBRATION}/{name}": getattr(self.calibration, name) for name in ("asked", "got")}
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
@@ -197,7 +206,12 @@ class WeightGenerator:
             from_best=fields.get("from_best", False),  # generators saved before had none
         )
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
-        return cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
+        made = cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
+        calibration = None
+        if f"{CALIBRATION}/asked" in tensors:
+            calibration = Calibration(*(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")))
+        sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
+        return replace(made, sampling=sampling, calibration=calibration)
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""

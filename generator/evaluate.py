@@ -18,6 +18,7 @@ from ckpt_factory.zoo import Zoo
 from .artefact import WeightGenerator
 from .prompt import linear_prompts, prompt_networks
 from .rebasin import AlignedDistance
+from .samplers import SamplerName
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -113,8 +114,8 @@ def prompt_grid(
     seed: int,
     num_prompts: int = 20,
     best: float | None = None,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P)}.
@@ -187,6 +188,16 @@ def training_checkpoints(zoo: Zoo, num_training_runs: int) -> dict[str, Float[Te
             for name, parts in columns.items():
                 parts.append(rows[name][keep])
     return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def training_starts(zoo: Zoo, num_training_runs: int, most: int) -> Float[Tensor, "N D"]:
+    """Initialisations of the first finished training runs, at most so many."""
+    found: list[Tensor] = []
+    for unit in zoo.finished_units():
+        if zoo.header.run_ids(unit)[0] < num_training_runs and sum(map(len, found)) < most:
+            rows = zoo.read_unit(unit)
+            found.append(rows.theta[(rows.run_ids < num_training_runs) & rows.finite(), 0].float())
+    return torch.cat(found)[:most]
 
 
 def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q"]) -> Float[Tensor, "Q D"]:

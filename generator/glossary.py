@@ -16,6 +16,7 @@ MEANINGS = {
     "distance_ratio": "generated over held-out: 1 is as new as a new run, 0 is a copy",
     "task": "the learning problem",
     "sampler": "how the generator samples",
+    "calibrated_prompts": "whether what is asked for was calibrated on training starts",
     "sampling_steps": "evaluations of the generator for one update",
     "num_networks": "held-out initialisations that were prompted",
     "num_seeds": "repetitions with other sampling noise",

@@ -14,6 +14,7 @@ from ckpt_factory import ParamSpec, Task
 from ckpt_factory.files import atomic_path
 
 from .artefact import WeightGenerator
+from .samplers import SamplerName
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def prompt_networks(
     *,
     rng: torch.Generator,
     updates: int = 1,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 

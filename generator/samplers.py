@@ -1,7 +1,9 @@
 """Samplers: from noise to data with a denoiser that predicts clean data."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -41,3 +43,25 @@ def _sample(denoise: Denoise, x: Tensor, timesteps: Tensor, *, eta: float, rng: 
 
 
 SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm}
+SamplerName = Literal["ddim", "ddpm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How networks are sampled."""
+
+    steps: int = 10
+    """Sampling steps, evaluations of the model. One gives the mean of the networks that fit, always the same;
+    many give samples."""
+    sampler: SamplerName = "ddpm"
+    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        if self.steps < 1:
+            raise ValueError(f"sampling steps: got {self.steps}, expected at least 1")
+
+    def changed(self, steps: int | None, sampler: SamplerName | None) -> "Sampling":
+        """With other steps or another sampler, where they are given."""
+        return Sampling(steps=self.steps if steps is None else steps, sampler=sampler or self.sampler)

@@ -13,6 +13,7 @@ from ckpt_factory.tasks.base import seeded
 
 from .artefact import WeightGenerator
 from .prompt import prompt_networks
+from .samplers import SamplerName
 
 Start = Callable[[ParamSpec, Tensor, torch.Generator], Tensor]
 """(spec, theta (D,) as the task initialises it, rng) -> another start network (D,)."""
@@ -55,8 +56,8 @@ def recursive_curves(
     seed: int,
     updates: int = 10,
     best: float | None = None,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
