@@ -100,13 +100,19 @@ def mnist() -> GeneratorConfig:
     return GeneratorConfig(training=training)
 
 
+def policies() -> GeneratorConfig:
+    """For a zoo of policies: 25 minutes on two cores, then prompts are calibrated."""
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500)
+    return GeneratorConfig(sampling_steps=1, sampler="ddim", calibrate=128, training=training)
+
+
 def smoke() -> GeneratorConfig:
     """A few hundred steps of a small model, to see that all works."""
     training = TrainConfig(model=DiTConfig(width=32, depth=2), steps=200, batch_size=64, warmup_steps=10)
     return GeneratorConfig(num_workers=1, training=training)
 
 
-PRESETS = {"digits": digits, "mnist": mnist, "smoke": smoke}
+PRESETS = {each.__name__: each for each in (digits, mnist, policies, smoke)}
 
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:

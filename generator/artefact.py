@@ -23,7 +23,7 @@ from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
-from .samplers import SAMPLERS, SamplerName, Sampling
+from .samplers import SAMPLERS, Sampling
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
@@ -121,7 +121,7 @@ class WeightGenerator:
         *,
         rng: torch.Generator,
         steps: int | None = None,
-        sampler: SamplerName | None = None,
+        sampler: str | None = None,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 

@@ -100,7 +100,7 @@ class Calibration:
         """
         asked, got = self.asked.to(prompt), self.got.to(prompt)
         levels, group = got.unique_consecutive(return_inverse=True)
-        means = torch.zeros_like(levels).index_reduce_(0, group, asked, "mean", include_self=False)
+        means = torch.zeros_like(levels).index_add_(0, group, asked) / group.bincount()
         if len(levels) == 1:
             return means.expand(prompt.shape)
         right = torch.searchsorted(levels, prompt.contiguous()).clamp(1, len(levels) - 1)

@@ -18,7 +18,6 @@ from ckpt_factory.zoo import Zoo
 from .artefact import WeightGenerator
 from .prompt import linear_prompts, prompt_networks
 from .rebasin import AlignedDistance
-from .samplers import SamplerName
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -115,7 +114,7 @@ def prompt_grid(
     num_prompts: int = 20,
     best: float | None = None,
     steps: int | None = None,
-    sampler: SamplerName | None = None,
+    sampler: str | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P)}.

@@ -14,7 +14,6 @@ from ckpt_factory import ParamSpec, Task
 from ckpt_factory.files import atomic_path
 
 from .artefact import WeightGenerator
-from .samplers import SamplerName
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def prompt_networks(
     rng: torch.Generator,
     updates: int = 1,
     steps: int | None = None,
-    sampler: SamplerName | None = None,
+    sampler: str | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 

@@ -44,6 +44,7 @@ def _sample(denoise: Denoise, x: Tensor, timesteps: Tensor, *, eta: float, rng: 
 
 SAMPLERS = {"ddim": sample_ddim, "ddpm": sample_ddpm}
 SamplerName = Literal["ddim", "ddpm"]
+"""For the commands' choices; the keys of SAMPLERS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Sampling:
     steps: int = 10
     """Sampling steps, evaluations of the model. One gives the mean of the networks that fit, always the same;
     many give samples."""
-    sampler: SamplerName = "ddpm"
+    sampler: str = "ddpm"
     """Ancestral (ddpm) or deterministic (ddim) sampling."""
 
     def __post_init__(self) -> None:
@@ -62,6 +63,6 @@ class Sampling:
         if self.steps < 1:
             raise ValueError(f"sampling steps: got {self.steps}, expected at least 1")
 
-    def changed(self, steps: int | None, sampler: SamplerName | None) -> "Sampling":
+    def changed(self, steps: int | None, sampler: str | None) -> "Sampling":
         """With other steps or another sampler, where they are given."""
         return Sampling(steps=self.steps if steps is None else steps, sampler=sampler or self.sampler)

@@ -13,7 +13,6 @@ from ckpt_factory.tasks.base import seeded
 
 from .artefact import WeightGenerator
 from .prompt import prompt_networks
-from .samplers import SamplerName
 
 Start = Callable[[ParamSpec, Tensor, torch.Generator], Tensor]
 """(spec, theta (D,) as the task initialises it, rng) -> another start network (D,)."""
@@ -57,7 +56,7 @@ def recursive_curves(
     updates: int = 10,
     best: float | None = None,
     steps: int | None = None,
-    sampler: SamplerName | None = None,
+    sampler: str | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
