@@ -6,6 +6,16 @@ from typing import Any
 from .artefact import WeightGenerator
 
 
+def how_sampled(generator: WeightGenerator) -> str:
+    """Sampling and calibration, in a line."""
+    sampling, calibration = generator.sampling, generator.calibration
+    line = f"{sampling.sampler}, {sampling.steps} step{'s' if sampling.steps > 1 else ''}"
+    if calibration is None:
+        return line
+    low, high = (float(calibration.got[i]) for i in (0, -1))
+    return f"{line}; prompts calibrated on training starts, which got {low:.4g} to {high:.4g}"
+
+
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:
     """README.md of a generator: what it makes, from what it learned, how to use it, what it cannot do."""
     origin, scaling, config = generator.origin, generator.scaling, generator.model.config
@@ -27,6 +37,7 @@ seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |
 | coordinates | {layers or "parameters as they are"} |
+| sampling | {how_sampled(generator)} |
 | trained on | {training["training_runs"]:,} runs \
 ({training["held_out_runs"]:,} more are held out, ids from {origin.num_training_runs}) |
 | training | {training["steps"]:,} steps, {training["pairs"]:,} pairs, {training["train_s"]:.0f} s |

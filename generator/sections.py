@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 
 from . import plots
+from .card import how_sampled
 from .evidence import Evidence, label
 from .glossary import meaning
 from .pictures import picture
@@ -109,6 +110,7 @@ def training(e: Evidence) -> str:
         ),
         ("Coordinates", html.escape(kept) or "parameters as they are"),
         ("Prompts", f"{label(g.origin.prompted)} ({html.escape(g.origin.objective)}), seen {low} to {high}"),
+        ("Sampling", how_sampled(g)),
         ("Learned from", f"{g.origin.num_training_runs:,} runs"),
     ]
     if not curve:

@@ -70,6 +70,8 @@ def test_sampling_and_calibration_are_saved(
     before.save(tmp_path, training=TRAINING, card=model_card(before, TRAINING))
     loaded = WeightGenerator.load(tmp_path)
     assert loaded.sampling == before.sampling
+    line = "| sampling | ddim, 3 steps; prompts calibrated on training starts, which got 0.1 to 1.5 |"
+    assert line in (tmp_path / "README.md").read_text()
     assert torch.equal(made(loaded, starts, 0.8), made(before, starts, 0.8))
 
 
