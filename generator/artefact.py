@@ -190,12 +190,7 @@ class WeightGenerator:
         cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], *, seed: int = 0
     ) -> "WeightGenerator":
         """A generator with a new model, initialised from the seed."""
-        spec = ParamSpec.from_json(json.dumps(fields["spec"]))
-        symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
-        prefix = "coordinates/"
-        coordinates = Coordinates.from_tensors(
-            spec, symmetry, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        coordinates = coordinates_of_parts(fields, tensors)
         low, high = fields["metric_range"]
         mean, std, log_mean, log_std = fields["metric_moments"]
         scaling = Scaling(
@@ -264,6 +259,15 @@ class WeightGenerator:
             text = " ".join(f"{error}".split())[:200]
             raise ValueError(f"the generator in {folder} cannot be loaded ({text}); train it anew") from None
         return replace(generator, model=generator.model.eval().requires_grad_(False))
+
+
+def coordinates_of_parts(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Coordinates:
+    """The coordinates of `WeightGenerator.to_parts` alone: no model is made, which takes long."""
+    spec = ParamSpec.from_json(json.dumps(fields["spec"]))
+    symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
+    prefix = "coordinates/"
+    own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+    return Coordinates.from_tensors(spec, symmetry, own)
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
