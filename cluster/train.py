@@ -104,7 +104,7 @@ def mnist() -> GeneratorConfig:
 
 def gpt_digits() -> GeneratorConfig:
     """The published transformer on the digits zoo, to compare with: 30 minutes on two cores."""
-    return GeneratorConfig(rank=0, sampling_steps=1000, training=published_training(time_budget_s=1800))
+    return GeneratorConfig(rank=0, sampling_steps=1000, training=published_training(time_budget_s=1800.0))
 
 
 def smoke() -> GeneratorConfig:
