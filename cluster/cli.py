@@ -40,6 +40,10 @@ VERBS = {
         "imports",
         "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
     ),
+    "import-gpt": (
+        "import_gpt",
+        "Import a released model of the published system (Peebles et al. 2022) as a generator.",
+    ),
     "export": ("exports", "Export a zoo as a Hugging Face dataset."),
     "verify": (
         "verify",

@@ -21,10 +21,12 @@ from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import CONFIG, Origin, WeightGenerator
 from generator.calibration import calibrate
 from generator.card import model_card
-from generator.conditioning import Calibration, Scaling
+from generator.conditioning import Calibration
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints, training_starts
+from generator.gpt.recipe import published_training
+from generator.layouts import LAYOUTS
 from generator.pairs import Reservoir, Runs, WindowFeed
 from generator.samplers import SamplerName, Sampling
 from generator.train import TrainConfig, faster_precision, train
@@ -106,13 +108,24 @@ def policies() -> GeneratorConfig:
     return GeneratorConfig(sampling_steps=1, sampler="ddim", calibrate=128, training=training)
 
 
+def gpt_digits() -> GeneratorConfig:
+    """The published transformer on the digits zoo, to compare with: 30 minutes on two cores."""
+    return GeneratorConfig(rank=0, sampling_steps=1000, training=published_training(time_budget_s=1800.0))
+
+
 def smoke() -> GeneratorConfig:
     """A few hundred steps of a small model, to see that all works."""
     training = TrainConfig(model=DiTConfig(width=32, depth=2), steps=200, batch_size=64, warmup_steps=10)
     return GeneratorConfig(num_workers=1, training=training)
 
 
-PRESETS = {each.__name__: each for each in (digits, mnist, policies, smoke)}
+PRESETS = {
+    "digits": digits,
+    "mnist": mnist,
+    "policies": policies,
+    "gpt-digits": gpt_digits,
+    "smoke": smoke,
+}
 
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
@@ -135,7 +148,8 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
     rng = torch.Generator().manual_seed(config.training.seed)
     seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
-    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
+    layout = LAYOUTS[config.training.model.tokens]
+    scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
     origin = Origin.of_zoo(zoo, num_training)
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(
@@ -188,7 +202,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     num_runs, capacity = loop_config["num_runs"][rank], loop_config["capacity_runs"]
     epochs = 1 if num_runs <= capacity else None  # what fits into memory is read once
     runs = stream_runs(ray.train.get_dataset_shard(name_of(rank)), epochs=epochs)
-    feed = WindowFeed(runs, num_runs, capacity_runs=capacity)
+    feed = WindowFeed(runs, num_runs, capacity_runs=capacity, pairs=config.pairs)
     state = last_state()
     feed.begin(state["step"] if state else 0)
     train(

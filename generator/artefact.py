@@ -19,7 +19,6 @@ from ckpt_factory.zoo import HEADER, Zoo, sha256
 
 from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
-from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
@@ -158,7 +157,8 @@ class WeightGenerator:
             return self.model(x, t.expand(len(x)), start, metrics)
 
         noise = torch.randn(z.shape, generator=rng).to(z)
-        u = SAMPLERS[sampling.sampler](denoise, noise, timesteps(sampling.steps).to(z), rng=rng)
+        times = self.model.timesteps(sampling.steps).to(z.device)
+        u = SAMPLERS[sampling.sampler](denoise, noise, times, rng=rng)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .diffusion import timesteps, training_times
 from .tokens import NeuronTokens
 
 # Shapes: B batch, n units, T = n + 1 tokens, C model width, Z coordinates of a network.
 
-TokensName = Literal["units", "chunks", "canonical"]
+TokensName = Literal["units", "chunks", "canonical", "gpt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,11 @@ class DiTConfig:
     tokens: TokensName = "units"
     """What a token is. units: a hidden unit, equivariant to their order, matrices between hidden layers as
     features of pairs. chunks: a stretch of a parameter (Peebles et al. 2022), units shuffled at random in
-    training. canonical: chunks of networks whose units are brought into the order of a reference network."""
+    training. canonical: chunks of networks whose units are brought into the order of a reference network.
+    gpt: the published transformer itself, to compare with, its schedule and its one scale for all parameters
+    included."""
     chunk: int | None = None
-    """Most parameters in a token of chunks; default 1000. Only for chunks and canonical."""
+    """Most parameters in a token of chunks; default 1000. Not for units."""
 
     width: int = 128
     """Features of a token."""
@@ -42,7 +45,7 @@ class DiTConfig:
         if self.chunk is not None and (self.tokens == "units" or self.chunk < 1):
             raise ValueError(
                 f"chunk is {self.chunk} with tokens {self.tokens!r}; expected at least 1, and only with "
-                "chunks or canonical"
+                "chunks, canonical or gpt"
             )
         for name in ("width", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
@@ -128,6 +131,14 @@ class Denoiser(nn.Module, ABC):
             start: scaled start network.
             metrics: scaled metric of the start network and prompt, two features each.
         """
+
+    def training_times(self, num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
+        """Times at which it is trained."""
+        return training_times(num, rng=rng)
+
+    def timesteps(self, num: int) -> Float[Tensor, " {num}+1"]:
+        """Times along which it is sampled in `num` steps, from noise down to 0."""
+        return timesteps(num)
 
     def _build_trunk(self, blocks: Sequence[nn.Module]) -> None:
         """Everything between the first and the last layer; subclasses call it between making these."""

@@ -15,9 +15,9 @@ from ckpt_factory.optim import optimizer_kind
 from ckpt_factory.tasks.base import seeded
 
 from .conditioning import Scaling
-from .diffusion import add_noise, training_times
+from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
-from .pairs import Pairs
+from .pairs import Pairs, PairsName
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "tiger", "amos"]
@@ -35,6 +35,9 @@ class TrainConfig:
     """Seconds of training after which it ends; the learning rate is annealed towards that end."""
     batch_size: int = 128
     """Pairs per worker and step."""
+    pairs: PairsName = "stratified"
+    """Which pairs of a run are drawn. stratified: targets of every metric, half of the starts
+    initialisations. published: the spacing between both uniform (Peebles et al. 2022)."""
     optimizer: OptimizerName = "adamw"
     """The rule of its steps. Its lr and weight decay are its own; good ones to begin with: adamw 4e-3, 0.01;
     lion 1e-3, 0.03; tiger 2e-2, 0.01; amos 0.1, 0 (it decays by itself); sgd 1, 1e-4."""
@@ -206,8 +209,9 @@ def train(
         asked = time.monotonic()
         pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
         meter.waited_s += time.monotonic() - asked
+        t = model.training_times(len(pairs.prompt), rng=training.rng)
         with autocast:
-            loss = _loss(wrapped, pairs, scaling, training.rng)
+            loss = _loss(wrapped, pairs, t, scaling, training.rng)
         training.update(loss, progress)
         meter.losses.append(loss.detach())
         meter.pairs += config.batch_size
@@ -220,9 +224,9 @@ def _make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.
     return make(groups, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, stacked=False)
 
 
-def _loss(model: nn.Module, pairs: Pairs, scaling: Scaling, rng: torch.Generator) -> Tensor:
+def _loss(model: nn.Module, pairs: Pairs, t: Tensor, scaling: Scaling, rng: torch.Generator) -> Tensor:
     u0 = scaling.update(pairs.start, pairs.target)
-    t = training_times(len(u0), rng=rng).to(u0)
+    t = t.to(u0)
     noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
     metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)
