@@ -1,11 +1,10 @@
 """Training the generator with Ray Train: a TorchTrainer over DDP, fed by Ray Data, resumed after any kill."""
 
 import json
-import math
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,16 @@ from generator.conditioning import Calibration
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints, training_starts
-from generator.gpt.recipe import published_training
 from generator.layouts import LAYOUTS
 from generator.pairs import Reservoir, Runs, WindowFeed
-from generator.samplers import SamplerName, Sampling
+from generator.samplers import Sampling
 from generator.train import TrainConfig, faster_precision, train
 
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
 from .progress import say
 from .rendezvous import torch_config
+from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log
 
 RAY_FOLDER, STATE, REQUEST = "ray_train", "state.pt", "request.json"
@@ -42,90 +41,6 @@ WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
 """Training runs that coordinates and scales are fitted on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    """What to train, on what."""
-
-    zoo: Path = Path("runs/zoo")
-    """The zoo to learn from."""
-    out: Path = Path("runs/generator")
-    """Folder of the artefact. The same command again resumes a training that was killed."""
-    data_root: Path | None = None
-    """Where the task's images are, as for `theta make`."""
-    held_out: float = 0.1
-    """Share of the runs, by whole groups, that is never trained on."""
-    rank: int = 128
-    """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
-    they are."""
-    num_workers: int = 2
-    """Training processes, one CPU each."""
-    use_gpu: bool = False
-    """Give every training process a GPU."""
-    reservoir_gib: float = 2.0
-    """Memory for runs per worker; a zoo that fits is held there whole, of a larger one a moving window."""
-    sampling_steps: int = 10
-    """Sampling steps of an update, unless told otherwise when prompted. One gives the mean of the networks
-    that fit, always the same: best for returns; many give samples."""
-    sampler: SamplerName = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling, unless told otherwise."""
-    calibrate: int = 0
-    """Training initialisations that prompts are calibrated on when the training is over: networks are made
-    for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
-    training: TrainConfig = field(default_factory=TrainConfig)
-    """The training itself."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
-        if self.rank < 0 or self.num_workers < 1 or not 0 < self.reservoir_gib < math.inf:
-            raise ValueError(
-                f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
-                f"reservoir_gib {self.reservoir_gib} positive and finite"
-            )
-        if self.sampling_steps < 1 or self.calibrate < 0:
-            raise ValueError(
-                f"sampling_steps is {self.sampling_steps}, calibrate {self.calibrate}; expected at least 1, "
-                "and not negative"
-            )
-
-
-def digits() -> GeneratorConfig:
-    """For the digits zoo: three minutes on two cores."""
-    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180))
-
-
-def mnist() -> GeneratorConfig:
-    """For the MNIST zoo: 25 minutes on two cores."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500, lr=3e-3, weight_decay=0.5)
-    return GeneratorConfig(training=training)
-
-
-def policies() -> GeneratorConfig:
-    """For a zoo of policies: 25 minutes on two cores, then prompts are calibrated."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500)
-    return GeneratorConfig(sampling_steps=1, sampler="ddim", calibrate=128, training=training)
-
-
-def gpt_digits() -> GeneratorConfig:
-    """The published transformer on the digits zoo, to compare with: 30 minutes on two cores."""
-    return GeneratorConfig(rank=0, sampling_steps=1000, training=published_training(time_budget_s=1800.0))
-
-
-def smoke() -> GeneratorConfig:
-    """A few hundred steps of a small model, to see that all works."""
-    training = TrainConfig(model=DiTConfig(width=32, depth=2), steps=200, batch_size=64, warmup_steps=10)
-    return GeneratorConfig(num_workers=1, training=training)
-
-
-PRESETS = {
-    "digits": digits,
-    "mnist": mnist,
-    "policies": policies,
-    "gpt-digits": gpt_digits,
-    "smoke": smoke,
-}
 
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:

@@ -10,7 +10,8 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.train import GeneratorConfig, gpt_digits, prepare
+from cluster.train import prepare
+from cluster.train_config import GeneratorConfig, gpt_digits
 from generator.artefact import WeightGenerator
 from generator.dit import DiTConfig
 from generator.gpt import PRESETS

@@ -15,7 +15,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.train import GeneratorConfig
+from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, WeightGenerator
 from generator.evaluate import training_starts
 

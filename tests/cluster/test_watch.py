@@ -11,7 +11,8 @@ from ckpt_factory import RunPlan, make
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
 from cluster.report import ReportConfig, read_film
-from cluster.train import GeneratorConfig, prepare
+from cluster.train import prepare
+from cluster.train_config import GeneratorConfig
 from generator import sections
 from generator.artefact import WeightGenerator
 from tests.conftest import write_zoo
