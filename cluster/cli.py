@@ -58,6 +58,10 @@ VERBS = {
         "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
+    "audit": (
+        "audit",
+        "Audit a generator, or networks from elsewhere: new, copies, or no better than noise on training's?",
+    ),
     "watch": (
         "watch",
         "Film policies that a generator makes, side by side, each with its prompt and its return.",
