@@ -1,5 +1,6 @@
 """Auditing a generator, or networks from elsewhere, on the cluster: the parts of an audit as remote calls."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ class AuditConfig:
     def source(self) -> Path | None:
         """The generator's folder, if there is one."""
         if self.generator is None and self.generated is None:
-            return Path("runs/generator").absolute()
+            return Path("runs/generator")
         return self.generator
 
 
@@ -100,9 +101,9 @@ def part_remotely(name: str, id: str, data: Any, data_root: Path | None, shared:
 @ray.remote(num_cpus=1)
 def grid_remotely(config: AuditConfig, id: str, data: Any, theta: torch.Tensor) -> dict[str, Any]:
     torch.set_num_threads(1)
-    assert config.source is not None
+    assert config.generator is not None
     return prompt_grid(
-        WeightGenerator.load(config.source),
+        WeightGenerator.load(config.generator),
         make(id, data=data) if data is not None else make(id, data_root=config.data_root),
         theta,
         seed=config.thoroughness.seed,
@@ -136,6 +137,8 @@ def audit(config: AuditConfig) -> dict[str, Any]:
         ValueError: generator, networks and zoo do not belong together.
     """
     check_writable(config.out)
+    if config.source is not None:  # a default is relative to where this process runs, and no worker does
+        config = dataclasses.replace(config, generator=config.source.absolute())
     zoo = Zoo.open(config.zoo)
     task = make(zoo.header.task, data_root=config.data_root)
     generator = WeightGenerator.load(config.source) if config.source is not None else None

@@ -78,7 +78,8 @@ VERBS = {
 def run(args: Sequence[str]) -> int:
     """Run `theta` with these arguments and return its exit status.
 
-    0: done; 1: done in part, and said which; 2: bad input, in one line; 130: interrupted, to be resumed.
+    0: done; 1: done in part, or judged and not passed, and said which; 2: bad input, in one line; 130:
+    interrupted, to be resumed.
     """
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

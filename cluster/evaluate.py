@@ -71,7 +71,7 @@ class EvaluateConfig:
     none."""
     audit: bool = True
     """Audit the networks (see `theta audit`): whether they are copies, and how they compare with noise on
-    training networks, means and other baselines at equal novelty. About half a minute on digits."""
+    training networks, means and other baselines at equal novelty. It takes little longer than distances."""
     episodes: int | None = None
     """Episodes that every network is measured by, for tasks of that option; default as in the zoo. Of the zoo
     only held-out runs are measured again: the retrieval control keeps the zoo's metrics."""

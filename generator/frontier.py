@@ -21,7 +21,7 @@ from torch import Tensor
 from ckpt_factory.files import atomic_path
 
 from .baselines import BASELINES
-from .plots import LIGHT, SIZE, STYLE, figure_svg, legend, plain_digits
+from .plots import LIGHT, SIZE, STYLE, figure_svg, legend, plain_log
 
 AXES = {"mistakes": "1 - IoU of wrong predictions", "weights": "distance to the nearest training network"}
 """What novelty is, the first wherever something is classified: weights may differ and do the very same."""
@@ -139,12 +139,13 @@ def paint_frontier(
     objective: str,
 ) -> None:
     """Means of every setting, a line along each baseline; what was made and what training makes as points."""
-    sign = -1.0 if objective == "min" else 1.0
+    sign, heights = -1.0 if objective == "min" else 1.0, []
     for name, clouds in families.items():
         points = [(c.novelty.mean(), sign * c.quality.mean()) for c in clouds if len(c.quality)]
         if name not in BASELINES or not points:
             continue
         x, y = zip(*points, strict=True)
+        heights += y
         style = "--" if name == "interpolation as is" else "-"
         ax.plot(
             x, y, style, marker=MARKERS.get(name, "x"), color=LIGHT[COLOURS.get(name, "muted")], lw=1.2, ms=4,
@@ -157,8 +158,8 @@ def paint_frontier(
             ax.plot(cloud.novelty.mean(), quality.mean(), "*", color=LIGHT[colour], ms=13, label=label)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.set_xlim(left=0)
-    ax.yaxis.set_major_formatter(plain_digits)
-    legend(ax)
+    plain_log(ax, np.array(heights), labels[1])
+    legend(ax, 3)
 
 
 def clouds_of(

@@ -153,7 +153,7 @@ def sgd_curves(
             ax.axhline(level, color=LIGHT["made"], lw=2, label="one update")
             if equivalent is not None and math.isfinite(equivalent):
                 _crossing(ax, math.log1p(equivalent), level, f"{equivalent:,.0f} steps")
-        _plain_log(ax, _numbers(metric), label)
+        plain_log(ax, _numbers(metric), label)
         legend(ax)
 
     kind = "learning" if reached is None else "update"
@@ -245,7 +245,7 @@ def training_curve(curve: Sequence[dict[str, Any]], x: str, y: str, labels: tupl
     def paint(ax: Axes) -> None:
         ax.plot(across, up, "o-" if len(points) < 30 else "-", color=LIGHT["made"], lw=1.8, ms=4)
         ax.set(xlabel=labels[0], ylabel=labels[1])
-        if not _plain_log(ax, up):
+        if not plain_log(ax, up):
             ax.set_ylim(0, 1.1 * up.max(initial=0) or 1)
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -271,7 +271,7 @@ def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
             everything += [low, high]
         ax.set(xlabel="updates in a row", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain_log(ax, np.concatenate(everything), label)
+        plain_log(ax, np.concatenate(everything), label)
         legend(ax)
 
     return _svg("recursion", f"{label} over updates in a row", paint)
@@ -321,7 +321,7 @@ def plain_digits(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
+def plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
     """A logarithmic y axis where values are positive and span much; numbers in plain digits either way.
 
     Of returns and accuracies what matters is how near the largest they are: never one for those.
@@ -336,10 +336,10 @@ def _plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
     return wide
 
 
-def legend(ax: Axes) -> None:
+def legend(ax: Axes, columns: int = 4) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2, "ncols": 4}
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2, "ncols": columns}
         ax.legend(handles, labels, **place, handlelength=1.4, columnspacing=1.2, handletextpad=0.5)
 
 

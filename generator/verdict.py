@@ -75,6 +75,12 @@ def conclude(
         "beats_every_baseline": all(each.low > 0 for each in margins[axes[0]].values()),
     }
     outcome, verdict = judgement(numbers, margins[axes[0]], own[axes[0]])
+    if (
+        outcome.startswith("no better")
+        and len(axes) > 1
+        and all(m.low > 0 for m in margins["weights"].values())
+    ):
+        verdict += " In weights alone they are ahead of every baseline that is as new."
     passes = outcome == "generates"
     result = {"outcome": outcome, "passes": passes, "verdict": verdict} | numbers
     return result | {"margins": _table(margins), "margins_held_out": _table(own)}, _arrays(subjects, families)
