@@ -62,6 +62,10 @@ VERBS = {
         "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
+    "audit": (
+        "audit",
+        "Audit a generator, or networks from elsewhere: new, copies, or no better than noise on training's?",
+    ),
     "watch": (
         "watch",
         "Film policies that a generator makes, side by side, each with its prompt and its return.",
@@ -78,7 +82,8 @@ VERBS = {
 def run(args: Sequence[str]) -> int:
     """Run `theta` with these arguments and return its exit status.
 
-    0: done; 1: done in part, and said which; 2: bad input, in one line; 130: interrupted, to be resumed.
+    0: done; 1: done in part, or judged and not passed, and said which; 2: bad input, in one line; 130:
+    interrupted, to be resumed.
     """
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]

@@ -1,7 +1,7 @@
 """Evaluating a generator on the cluster: a remote call a seed, and one a part of the zoo for distances."""
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,30 @@ from torch import Tensor
 
 from ckpt_factory import Task, make, with_options
 from ckpt_factory.files import atomic_path, check_writable
-from ckpt_factory.zoo import HEADER, Zoo, sha256
+from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
+from generator.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
 from generator.evaluate import (
     HeldOut,
     held_out_runs,
     measured_again,
-    nearest_distance,
     networks_of_metric,
     prompt_grid,
     summarise,
     training_checkpoints,
 )
+from generator.novelty import Search, evenly, merge_neighbours, training_runs
 from generator.prompt import check_prompts
 from generator.samplers import SamplerName
 from generator.starts import STARTS, recursive_curves
 
+from .audit import NUM_PARTS, over_ray
+from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
 
+DISTANCES = ("distance_generated", "distance_held_out", "distance_ratio")
+"""What an audit measures of distances, that an evaluation measures without one, too."""
 ARRAYS = "evaluation.safetensors"
 
 
@@ -62,7 +67,11 @@ class EvaluateConfig:
     sampler: SamplerName | None = None
     """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
     distance_networks: int = 32
-    """Networks whose distance to all training checkpoints is measured; 0 measures none."""
+    """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
+    none."""
+    audit: bool = True
+    """Audit the networks (see `theta audit`): whether they are copies, and how they compare with noise on
+    training networks, means and other baselines at equal novelty. It takes little longer than distances."""
     episodes: int | None = None
     """Episodes that every network is measured by, for tasks of that option; default as in the zoo. Of the zoo
     only held-out runs are measured again: the retrieval control keeps the zoo's metrics."""
@@ -83,6 +92,8 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
+        if self.audit and not self.distance_networks:
+            raise ValueError("distance_networks is 0, which leaves nothing to audit; give --no-audit, too")
 
 
 def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
@@ -141,12 +152,6 @@ def measured_remotely(config: EvaluateConfig, data: Any) -> HeldOut:
     return measured_again(held_out, task_of(config, zoo, data))
 
 
-@ray.remote(num_cpus=1)
-def distances_in_part(config: EvaluateConfig, queries: Tensor, units: Sequence[int]) -> Tensor:
-    torch.set_num_threads(1)
-    return nearest_distance(Zoo.open(config.zoo), WeightGenerator.load(config.generator), queries, units)
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate a generator on the connected cluster; returns what `result.json` says and writes the arrays.
 
@@ -172,16 +177,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     refs = [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]
     refs += [curves_of_start.remote(config, data, kind) for kind in kinds]
     refs += [measured_remotely.remote(config, data)] if config.episodes is not None else []
-    with ProgressBar("evaluate", len(refs) + (4 if config.distance_networks else 0), "parts") as bar:
+    more = NUM_PARTS if config.audit else PARTS_OF_A_ZOO if config.distance_networks else 0
+    with ProgressBar("evaluate", len(refs) + more, "parts") as bar:
         done = []
         for ref in refs:
             done.append(ray.get(ref))
             bar.update(len(done))
+        counter = itertools.count(len(done) + 1)
+        each = over_ray(task, data, config.data_root, lambda: bar.update(next(counter)))
         grids, curves = done[: config.num_seeds], dict(zip(kinds, done[config.num_seeds :], strict=False))
         held_out = done[-1] if config.episodes is not None else held_out
         training = training_checkpoints(zoo, generator.origin.num_training_runs)
-        arrays = _distances(config, generator, zoo, held_out, grids[0], lambda n: bar.update(len(done) + n))
+        audited, arrays = _audit_or_distances(config, generator, zoo, task, held_out, grids[0], each)
     result, more = summarise(generator, held_out, grids, training, task)
+    result |= audited
     arrays |= more | {"run_ids": torch.tensor(held_out.run_ids)}
     if "distance_generated" in arrays:
         generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
@@ -210,54 +219,43 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _distances(
+def _audit_or_distances(
     config: EvaluateConfig,
     generator: WeightGenerator,
     zoo: Zoo,
+    task: Task,
     held_out: HeldOut,
     grid: dict[str, Any],
-    report: Callable[[int], None],
-) -> dict[str, Tensor]:
-    """Distances to the nearest training checkpoint, of networks made and of held-out ones of equal metric."""
+    each: Each,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The audit's numbers and arrays, or only the distances to the nearest training checkpoint."""
+    if config.audit:
+        start = held_out.theta[:, 0]
+        subject = subject_of_grid(generator, grid, start, most=config.distance_networks, seed=0)
+        audited, arrays = audit_networks(subject, held_out.rows(), zoo, task, each=each)
+        shown = {name: value for name, value in audited.items() if name not in DISTANCES}
+        return (
+            {f"audit_{name}": value for name, value in shown.items()},
+            {name if name.startswith("distance_") else f"audit/{name}": a for name, a in arrays.items()},
+        )
     if not config.distance_networks:
-        return {}
+        return {}, {}
     made = grid["theta"][: config.distance_networks, 0]
     reached = grid[generator.origin.prompted][: config.distance_networks, 0]
     matched = networks_of_metric(held_out, generator.origin.prompted, reached)
-    queries = ray.put(torch.cat([made, matched]))
-    parts = [zoo.finished_units()[i::4] for i in range(4)]
-    found = []
-    for ref in [distances_in_part.remote(config, queries, part) for part in parts]:
-        found.append(ray.get(ref))
-        report(len(found))
-    generated, reference = torch.stack(found).amin(0).split(len(made))
-    return {"distance_generated": generated, "distance_held_out": reference}
-
-
-def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
-    """Refuse a zoo that a generator was not trained on: its held-out runs would not be held out."""
-    origin = generator.origin
-    if origin.task != zoo.header.task:
-        raise ValueError(
-            f"the generator is for task {origin.task!r}, zoo {zoo.path} holds {zoo.header.task!r}; give "
-            "the zoo it was trained on"
-        )
-    if origin.zoo_sha256 != sha256(zoo.path / HEADER):
-        raise ValueError(
-            f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
-            "be among its "
-            "training runs; give the zoo it was trained on"
-        )
+    first, units = generator.origin.num_training_runs, zoo.finished_units()
+    runs = evenly(training_runs(zoo, first), AuditSettings().search_runs)
+    search = Search(torch.cat([made, matched]), first, frozenset(runs))
+    found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
+    nearest = merge_neighbours([part for part, _ in found]).distance[:, 0]
+    generated, reference = nearest.split(len(made))
+    return {}, {"distance_generated": generated, "distance_held_out": reference}
 
 
 def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
-    if not zoo.header.remeasurable:
-        raise ValueError(
-            f"zoo {config.zoo} was imported with the metrics of its source; an evaluation needs those of the "
-            "task on its validation and test data: import it again with --evaluate"
-        )
+    check_measurable(zoo, "an evaluation")
     check_belongs(WeightGenerator.load(config.generator), zoo)
     task_of(config, zoo)
 

@@ -17,7 +17,6 @@ from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
 from .prompt import linear_prompts, prompt_networks
-from .rebasin import AlignedDistance
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -40,10 +39,25 @@ class HeldOut:
     metrics: dict[str, Float[Tensor, "N S"]]
     batch_sizes: list[int]
 
+    def rows(self) -> Rows:
+        """Without the batch sizes."""
+        return Rows(torch.tensor(self.run_ids), self.steps, self.theta, self.metrics)
+
 
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
     """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
-    first = generator.origin.num_training_runs
+    rows = finished_runs(zoo, generator.origin.num_training_runs, most)
+    run_ids = rows.run_ids.tolist()
+    sizes = [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)]
+    return HeldOut(run_ids, rows.steps, rows.theta, rows.metrics, sizes)
+
+
+def finished_runs(zoo: Zoo, first: int, most: int) -> Rows:
+    """The first `most` finished runs with ids from `first` on, with all their checkpoints.
+
+    Raises:
+        ValueError: there are none.
+    """
     parts: list[Rows] = []
     for unit in zoo.finished_units():
         if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
@@ -61,13 +75,11 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
         raise ValueError(
             f"zoo {zoo.path} has no finished held-out runs (ids from {first}); finish it with `theta make`"
         )
-    run_ids = torch.cat([part.run_ids for part in parts])[:most].tolist()
-    return HeldOut(
-        run_ids,
+    return Rows(
+        torch.cat([part.run_ids for part in parts])[:most],
         torch.cat([part.steps for part in parts])[:most],
         torch.cat([part.theta for part in parts])[:most],
         {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
-        [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)],
     )
 
 
@@ -203,21 +215,6 @@ def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q
     """Of held-out run q, the checkpoint whose metric is nearest the q-th."""
     step = (held_out.metrics[column][: len(metric)] - metric.unsqueeze(1)).abs().argmin(1)
     return held_out.theta[torch.arange(len(metric)), step]
-
-
-def nearest_distance(
-    zoo: Zoo, generator: WeightGenerator, queries: Float[Tensor, "Q D"], units: Sequence[int]
-) -> Float[Tensor, " Q"]:
-    """Distance of networks to the nearest training checkpoint in some units, modulo permutation."""
-    aligned = AlignedDistance(generator.coordinates.spec, generator.coordinates.symmetry)
-    found = torch.full((len(queries),), torch.inf)
-    for unit in units:
-        rows = zoo.read_unit(unit)
-        theta = rows.theta[rows.run_ids < generator.origin.num_training_runs].float().flatten(0, 1)
-        theta = theta[theta.isfinite().all(-1)]
-        if len(theta):
-            found = aligned.nearest(queries, theta, found)
-    return found
 
 
 def summarise(

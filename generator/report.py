@@ -56,6 +56,7 @@ def render_report(
         ("sgd", f"One update against {e.rival}", _against_sgd, ("steps", "sgd_steps", *one)),
         *([("recursion", "Starts unlike the zoo's", sections.recursion, ())] if e.has(ood) else []),
         ("distances", "Is it new?", sections.distances, ("distance_generated", "distance_held_out")),
+        *([("audit", "Is it more than copies and noise?", sections.audit, ())] if e.audited else []),
         ("weights", "The weights", sections.weights, (*grid, *networks, *one)),
         ("training", "Training the generator", sections.training, ()),
         ("numbers", "All numbers", sections.numbers, ()),
@@ -80,7 +81,7 @@ def render_report(
 <h1><b>θ</b> {task}</h1>
 <p class="kind">thetaforge report: a zoo of checkpoints, the generator that learned from it, and its worth</p>
 <p class="verdict">{_verdict(e)}</p>
-{_control(e)}
+{_control(e)}{_audit(e)}
 <div class="cards">{_cards(e)}</div>
 <nav>{links}</nav>
 </div></header>
@@ -148,6 +149,14 @@ def _control(e: Evidence) -> str:
 nearest the prompt reaches an alignment of <b>{alignment}</b> without generating anything. Prompt alignment
 alone is therefore no evidence of generation: it counts together with the distance to the training
 checkpoints, which is 0 for whatever is looked up.</p>"""
+
+
+def _audit(e: Evidence) -> str:
+    if not e.audited:
+        return ""
+    gate = "passes" if e.result.get("audit_passes") else "fails"
+    return f"""
+<p class="control"><b>The audit {gate}.</b> {html.escape(str(e.result["audit_verdict"]))}</p>"""
 
 
 def _cards(e: Evidence) -> str:
