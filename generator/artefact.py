@@ -70,7 +70,8 @@ class WeightGenerator:
     sampling: Sampling = field(default_factory=Sampling)
     """How it is sampled unless told otherwise."""
     calibration: Calibration | None = None
-    """What its own sampling has to be asked for to give what is prompted; None: just that."""
+    """What its own sampling has to be asked for, and how far it has to go, to give what is prompted; None:
+    just that."""
 
     @classmethod
     def untrained(
@@ -143,8 +144,9 @@ class WeightGenerator:
                 f"theta is {tuple(theta.shape)} and metric {tuple(metric.shape)}; expected "
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
+        stretch = 1.0
         if self.calibration is not None and sampling == self.sampling:
-            prompt = self.calibration.ask(prompt)
+            prompt, stretch = self.calibration.ask(prompt), self.calibration.stretch
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
@@ -161,7 +163,7 @@ class WeightGenerator:
         u = SAMPLERS[sampling.sampler](denoise, noise, times, rng=rng)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
-        return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
+        return theta + stretch * self.coordinates.decode_update(self.scaling.unscale_update(u))
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
@@ -177,6 +179,7 @@ class WeightGenerator:
             "log_metric": self.scaling.log_metric,
             "from_best": self.scaling.from_best,
             "sampling": asdict(self.sampling),
+            "stretch": self.calibration.stretch if self.calibration else 1.0,
         }
         scales = {name: getattr(self.scaling, name) for name in SCALES}
         if self.reference is not None:
@@ -204,7 +207,9 @@ class WeightGenerator:
         made = cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
         calibration = None
         if f"{CALIBRATION}/asked" in tensors:
-            calibration = Calibration(*(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")))
+            calibration = Calibration(
+                *(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")), fields.get("stretch", 1.0)
+            )
         sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
         return replace(made, sampling=sampling, calibration=calibration)
 

@@ -13,7 +13,8 @@ def how_sampled(generator: WeightGenerator) -> str:
     if calibration is None:
         return line
     low, high = (float(calibration.got[i]) for i in (0, -1))
-    return f"{line}; prompts calibrated on training starts, which got {low:.4g} to {high:.4g}"
+    line += f"; prompts calibrated on training starts, which got {low:.4g} to {high:.4g}"
+    return line if calibration.stretch == 1 else f"{line} with updates {calibration.stretch:g} times as long"
 
 
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:

@@ -92,6 +92,8 @@ class Calibration:
 
     asked: Float[Tensor, " P"]
     got: Float[Tensor, " P"]
+    stretch: float = 1.0
+    """What updates were, and are to be, multiplied by."""
 
     def ask(self, prompt: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """What to ask for to get what is prompted: interpolated, and of what was never got the nearest.

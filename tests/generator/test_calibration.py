@@ -12,9 +12,10 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, _digest
-from generator.calibration import calibrate
+from generator.calibration import STRETCHES, calibrate
 from generator.card import model_card
 from generator.conditioning import Calibration
+from generator.dit import Denoiser
 from generator.evaluate import training_starts
 from generator.samplers import Sampling
 
@@ -65,12 +66,12 @@ def test_prompts_are_calibrated_for_the_generators_own_sampling_alone(
 def test_sampling_and_calibration_are_saved(
     generator: WeightGenerator, starts: Tensor, tmp_path: Path
 ) -> None:
-    found = calibration([0.2, 0.4, 2.0], [0.1, 0.8, 1.5])
+    found = replace(calibration([0.2, 0.4, 2.0], [0.1, 0.8, 1.5]), stretch=1.25)
     before = replace(generator, sampling=Sampling(steps=3, sampler="ddim"), calibration=found)
     before.save(tmp_path, training=TRAINING, card=model_card(before, TRAINING))
     loaded = WeightGenerator.load(tmp_path)
     assert loaded.sampling == before.sampling
-    line = "| sampling | ddim, 3 steps; prompts calibrated on training starts, which got 0.1 to 1.5 |"
+    line = "prompts calibrated on training starts, which got 0.1 to 1.5 with updates 1.25 times as"
     assert line in (tmp_path / "README.md").read_text()
     assert torch.equal(made(loaded, starts, 0.8), made(before, starts, 0.8))
 
@@ -94,18 +95,53 @@ def test_what_was_got_is_measured_on_validation_and_made_monotone(
     misled = replace(own, calibration=calibration([0.2, 2.0], [0.1, 1.5]))
     found = calibrate(misled, digits, starts, rng=seeded(3), num_asks=6)
     assert found is not None
+    assert found.stretch in STRETCHES
     metric = digits.evaluate(starts, "validation")["loss"]
-    rng = seeded(3)
-    raw = [
-        digits.evaluate(own.update(starts, metric, ask, rng=rng), "validation")["loss"].mean()
-        for ask in found.asked.tolist()
-    ]
+    rng, raw = seeded(3), []
+    for ask in found.asked.tolist():
+        longer = starts + found.stretch * (own.update(starts, metric, ask, rng=rng) - starts)
+        raw.append(digits.evaluate(longer, "validation")["loss"].mean())
     assert (found.got.diff() >= 0).all()
     # pooling adjacent violators keeps the mean, and every level is a mean of neighbours
     torch.testing.assert_close(found.got.mean(), torch.stack(raw).mean())
-    assert min(raw) <= found.got.min() <= found.got.max() <= max(raw)
+    assert min(raw) - 1e-5 <= found.got.min() <= found.got.max() <= max(raw) + 1e-5  # rounding
     low, high = generator.scaling.metric_range
     torch.testing.assert_close(found.asked[[0, -1]], torch.tensor([low / 2, high]))
+
+
+class PartOfTheWay(Denoiser):
+    """Goes towards where each start's own run ended, the further the better the prompt; never quite there."""
+
+    def __init__(self, generator: WeightGenerator, theta: Tensor, ends: Tensor, share: float):
+        super().__init__(generator.model.config)
+        z = generator.coordinates.encode(theta)
+        self.starts = generator.scaling.start(z)
+        self.updates = generator.scaling.update(z, generator.coordinates.encode(ends))
+        self.best = generator.scaling.metric(torch.tensor([generator.best_metric]))[0, 1]
+        self.share = share
+
+    def forward(self, u_t: Tensor, t: Tensor, start: Tensor, metrics: Tensor) -> Tensor:
+        own = torch.cdist(start, self.starts).argmin(1)
+        far = self.share * torch.exp(2 * (self.best - metrics[:, 3])).clamp_max(1.0)
+        return self.updates[own] * far.unsqueeze(1)
+
+
+@pytest.mark.parametrize(("share", "longer"), [(0.5, True), (1.0, False)])
+def test_updates_too_short_for_the_best_prompts_are_made_longer(
+    generator: WeightGenerator, digits: Task, digits_zoo: Zoo, share: float, longer: bool
+) -> None:
+    rows = digits_zoo.read_unit(0)
+    theta, ends = rows.theta[:, 0].float(), rows.theta[:, -1].float()
+    made = replace(
+        generator,
+        model=PartOfTheWay(generator, theta, ends, share),
+        sampling=Sampling(steps=1, sampler="ddim"),
+    )
+    found = calibrate(made, digits, theta, rng=seeded(3), num_asks=20)
+    assert found is not None
+    best = digits.evaluate(ends, "validation")["loss"].mean()
+    assert (found.stretch >= 1.5) == longer
+    assert found.got.min() < best + 0.1, "prompts for what training reaches are met, or nearly"
 
 
 def test_a_generator_of_broken_networks_is_not_calibrated(
