@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,22 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 
+from .analytic import Moments
 from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
 from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
-from .samplers import SAMPLERS, Sampling
+from .samplers import SAMPLERS, Covariance, Denoise, Sampling
+from .trajectory import optimal_trajectory
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
-REFERENCE, CALIBRATION = "reference", "calibration"
+REFERENCE, CALIBRATION, MOMENTS = "reference", "calibration", "moments/"
 SCALES = ("start_mean", "start_scale", "update_scale")
+AT_ONCE = 256
+"""Networks that are sampled at once: enough for full speed, and memory does not grow with their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class WeightGenerator:
     """How it is sampled unless told otherwise."""
     calibration: Calibration | None = None
     """What its own sampling has to be asked for to give what is prompted; None: just that."""
+    moments: Moments | None = None
+    """How uncertain its predictions are, which some samplers need to know; None where it was not measured."""
 
     @classmethod
     def untrained(
@@ -122,6 +129,8 @@ class WeightGenerator:
         rng: torch.Generator,
         steps: int | None = None,
         sampler: str | None = None,
+        trajectory: str | None = None,
+        at_once: int = AT_ONCE,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -131,13 +140,17 @@ class WeightGenerator:
             prompt: the metric each updated network shall have, or one for all.
             rng: of the sampling noise.
             steps: sampling steps, evaluations of the model; default its own.
-            sampler: "ddim" or "ddpm"; default its own. With another sampling than its own, prompts are what
-                it is asked for, without calibration.
+            sampler: "ddim", "ddpm", or another of SAMPLERS; default its own. With another sampling than its
+                own, prompts are what it is asked for, without calibration.
+            trajectory: "even" or "optimal"; default its own.
+            at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
 
         Raises:
-            ValueError: another sampler, or networks, metrics and prompts that do not fit together.
+            ValueError: an unknown sampler, one that needs moments that it has not, or networks, metrics and
+                prompts that do not fit together.
         """
-        sampling = self.sampling.changed(steps, sampler)
+        sampling = self.sampling.changed(steps, sampler, trajectory)
+        times, more = self._plan(sampling)
         prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
         if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
             raise ValueError(
@@ -146,6 +159,18 @@ class WeightGenerator:
             )
         if self.calibration is not None and sampling == self.sampling:
             prompt = self.calibration.ask(prompt)
+        sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta), rng=rng, **more)
+        parts = zip(theta.split(at_once), metric.split(at_once), prompt.split(at_once), strict=True)
+        return torch.cat([self._sampled(*part, sample, rng) for part in parts])
+
+    def _sampled(
+        self,
+        theta: Tensor,
+        metric: Tensor,
+        prompt: Tensor,
+        sample: Callable[[Denoise, Tensor], Tensor],
+        rng: torch.Generator,
+    ) -> Tensor:
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
@@ -158,10 +183,28 @@ class WeightGenerator:
             return self.model(x, t.expand(len(x)), start, metrics)
 
         noise = torch.randn(z.shape, generator=rng).to(z)
-        u = SAMPLERS[sampling.sampler](denoise, noise, timesteps(sampling.steps).to(z), rng=rng)
+        u = sample(denoise, noise)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
+
+    def _plan(self, sampling: Sampling) -> tuple[Float[Tensor, " T"], dict[str, Covariance]]:
+        """The times of a sampling, and what its sampler has to know beside the denoiser."""
+        moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
+        if not sampling.needs_moments:
+            return timesteps(sampling.steps), {}
+        if moments is None:
+            what = f"sampler {sampling.sampler!r}" if kind else f"an {sampling.trajectory} trajectory"
+            raise ValueError(
+                f"{what} needs to know how uncertain the generator's predictions are: measure it with "
+                "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
+            )
+        optimal = sampling.trajectory == "optimal"
+        times = optimal_trajectory(moments, sampling.steps) if optimal else timesteps(sampling.steps)
+        if kind is None:
+            return times, {}
+        group = self.coordinates.group
+        return times, {"covariance": lambda t: moments.covariance(kind, t.cpu())[group]}
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
@@ -183,6 +226,8 @@ class WeightGenerator:
             scales[REFERENCE] = self.reference
         if self.calibration is not None:
             scales |= {f"{CALIBRATION}/{name}": getattr(self.calibration, name) for name in ("asked", "got")}
+        if self.moments is not None:
+            scales |= {f"{MOMENTS}{name}": value for name, value in self.moments.tensors().items()}
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
@@ -192,10 +237,7 @@ class WeightGenerator:
         """A generator with a new model, initialised from the seed."""
         spec = ParamSpec.from_json(json.dumps(fields["spec"]))
         symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
-        prefix = "coordinates/"
-        coordinates = Coordinates.from_tensors(
-            spec, symmetry, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        coordinates = Coordinates.from_tensors(spec, symmetry, _under("coordinates/", tensors))
         low, high = fields["metric_range"]
         mean, std, log_mean, log_std = fields["metric_moments"]
         scaling = Scaling(
@@ -211,7 +253,13 @@ class WeightGenerator:
         if f"{CALIBRATION}/asked" in tensors:
             calibration = Calibration(*(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")))
         sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
-        return replace(made, sampling=sampling, calibration=calibration)
+        moments = _under(MOMENTS, tensors)
+        return replace(
+            made,
+            sampling=sampling,
+            calibration=calibration,
+            moments=Moments.from_tensors(moments) if moments else None,
+        )
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""
@@ -264,6 +312,10 @@ class WeightGenerator:
             text = " ".join(f"{error}".split())[:200]
             raise ValueError(f"the generator in {folder} cannot be loaded ({text}); train it anew") from None
         return replace(generator, model=generator.model.eval().requires_grad_(False))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
