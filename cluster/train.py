@@ -19,18 +19,20 @@ from ckpt_factory import make
 from ckpt_factory.files import check_same, check_writable, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import CONFIG, Origin, WeightGenerator
-from generator.calibration import calibrate
 from generator.card import model_card
-from generator.conditioning import Calibration, Scaling
+from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
-from generator.evaluate import training_checkpoints, training_starts
-from generator.pairs import Reservoir, Runs, WindowFeed
-from generator.samplers import SamplerName, Sampling
+from generator.evaluate import training_checkpoints
+from generator.pairs import WindowFeed
+from generator.reading import reservoir_of
+from generator.samplers import SamplerName, Sampling, Trajectory
 from generator.train import TrainConfig, faster_precision, train
 
+from .calibration import calibrated
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
+from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .training_log import LOG, TrainingLog, following, read_log
@@ -67,7 +69,13 @@ class GeneratorConfig:
     """Sampling steps of an update, unless told otherwise when prompted. One gives the mean of the networks
     that fit, always the same: best for returns; many give samples."""
     sampler: SamplerName = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling, unless told otherwise."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling, unless told otherwise."""
+    trajectory: Trajectory = "even"
+    """Sampling steps even in time or optimal by what the model misses, unless told otherwise."""
+    moments: int = 0
+    """Pairs at each of 32 times that it is measured on, when the training is over, how uncertain predictions
+    are, which analytic samplers and optimal trajectories need to know: 512 is enough. Half of the held-out
+    runs are used up for it. 0: it is not measured; `theta moments` does so later."""
     calibrate: int = 0
     """Training initialisations that prompts are calibrated on when the training is over: networks are made
     for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
@@ -82,11 +90,19 @@ class GeneratorConfig:
                 f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
                 f"reservoir_gib {self.reservoir_gib} positive and finite"
             )
-        if self.sampling_steps < 1 or self.calibrate < 0:
+        if self.calibrate < 0 or self.moments < 0:
             raise ValueError(
-                f"sampling_steps is {self.sampling_steps}, calibrate {self.calibrate}; expected at least 1, "
-                "and not negative"
+                f"calibrate is {self.calibrate}, moments {self.moments}; expected neither to be negative"
             )
+        if self.sampling.needs_moments and not self.moments:
+            raise ValueError(
+                f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "
+                "predictions are; have it measured with --moments 512"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(steps=self.sampling_steps, sampler=self.sampler, trajectory=self.trajectory)
 
 
 def digits() -> GeneratorConfig:
@@ -124,15 +140,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
     coordinates = Coordinates.fit(task, rank=config.rank)
-    units = [u for u in zoo.finished_units() if zoo.header.run_ids(u)[0] < num_training]
-    per_unit = -(-FIT_RUNS // max(1, len(units)))
-    reservoir = Reservoir(per_unit * max(1, len(units)))
-    for unit in units:
-        rows = zoo.read_unit(unit)
-        chosen = (rows.run_ids < num_training).nonzero().squeeze(1)[:per_unit]
-        theta = rows.theta[chosen].float()
-        z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS)
     rng = torch.Generator().manual_seed(config.training.seed)
     seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
     scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
@@ -141,7 +149,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
     )
-    return replace(made, sampling=Sampling(steps=config.sampling_steps, sampler=config.sampler))
+    return replace(made, sampling=config.sampling)
 
 
 def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> TorchTrainer:
@@ -202,20 +210,6 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         rank=rank,
         device=get_device(),
     )
-
-
-@ray.remote(num_cpus=1)
-def calibrated(
-    config: GeneratorConfig, path: Path, parts: tuple[Any, Any], state: dict[str, Any]
-) -> Calibration | None:
-    """How the trained generator's prompts are calibrated."""
-    torch.set_num_threads(1)
-    zoo, generator = Zoo.open(path), WeightGenerator.from_parts(*parts)
-    generator.model.load_state_dict(state)
-    starts = training_starts(zoo, generator.origin.num_training_runs, config.calibrate)
-    task = make(zoo.header.task, data_root=config.data_root)
-    rng = torch.Generator().manual_seed(config.training.seed)
-    return calibrate(generator, task, starts, rng=rng)
 
 
 def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
@@ -292,9 +286,12 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
+    if config.moments:
+        say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
+        generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
     if config.calibrate:
         say(f"calibrating prompts on {config.calibrate} training initialisations")
-        (found,) = ray.get([calibrated.remote(config, zoo.path, generator.to_parts(), state["ema"])])
+        found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
         generator = replace(generator, calibration=found)
     curve = read_log(config.out / LOG)
     pairs = int(state["step"]) * config.training.batch_size * config.num_workers

@@ -163,6 +163,14 @@ class WeightGenerator:
         parts = zip(theta.split(at_once), metric.split(at_once), prompt.split(at_once), strict=True)
         return torch.cat([self._sampled(*part, sample, rng) for part in parts])
 
+    def denoiser(
+        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, " B"], prompt: Float[Tensor, " B"]
+    ) -> Denoise:
+        """Of scaled updates of these networks, in the order of units that the layout wants."""
+        start = self.scaling.start(z)
+        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
+        return lambda x, t: self.model(x, t.expand(len(x)), start, metrics)
+
     def _sampled(
         self,
         theta: Tensor,
@@ -176,12 +184,7 @@ class WeightGenerator:
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
-        start = self.scaling.start(z)
-        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return self.model(x, t.expand(len(x)), start, metrics)
-
+        denoise = self.denoiser(z, metric, prompt)
         noise = torch.randn(z.shape, generator=rng).to(z)
         u = sample(denoise, noise)
         if index is not None:

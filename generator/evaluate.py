@@ -42,13 +42,17 @@ class HeldOut:
 
 
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
-    """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
-    first = generator.origin.num_training_runs
+    """The first `most` finished held-out runs of a zoo, with all their checkpoints.
+
+    None of those that the generator's moments were measured on.
+    """
+    first, moments = generator.origin.num_training_runs, generator.moments
+    end = zoo.header.num_runs if moments is None else moments.held_out_from
     parts: list[Rows] = []
     for unit in zoo.finished_units():
         if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
-            keep = (rows.run_ids >= first) & rows.finite()
+            keep = (rows.run_ids >= first) & (rows.run_ids < end) & rows.finite()
             parts.append(
                 Rows(
                     rows.run_ids[keep],
@@ -115,9 +119,10 @@ def prompt_grid(
     best: float | None = None,
     steps: int | None = None,
     sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
-    (N, P)}.
+    (N, P), "networks_per_s": float}.
 
     Args:
         best: the best prompt; default the best validation metric of the training runs.
@@ -128,13 +133,21 @@ def prompt_grid(
     columns = []
     for k in range(num_prompts):
         rng = seeded(seed, k)
-        columns.append(
-            prompt_networks(generator, task, theta, prompts[:, k], rng=rng, steps=steps, sampler=sampler)
+        made = prompt_networks(
+            generator,
+            task,
+            theta,
+            prompts[:, k],
+            rng=rng,
+            steps=steps,
+            sampler=sampler,
+            trajectory=trajectory,
         )
+        columns.append(made)
     names = columns[0].achieved[-1]
-    return {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1)} | {
-        name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names
-    }
+    rate = prompts.numel() / sum(c.sampling_s for c in columns)
+    made = {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
+    return made | {name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names}
 
 
 def sgd_equivalent_steps(
