@@ -54,6 +54,10 @@ VERBS = {
         "train",
         "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
     ),
+    "moments": (
+        "moments",
+        "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
+    ),
     "prompt": (
         "prompt",
         "Make networks: one update from fresh initialisations or your network, for the metric you want.",

@@ -27,7 +27,7 @@ from generator.evaluate import (
 )
 from generator.novelty import Search, evenly, merge_neighbours, training_runs
 from generator.prompt import check_prompts
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Trajectory
 from generator.starts import STARTS, recursive_curves
 
 from .audit import NUM_PARTS, over_ray
@@ -65,7 +65,11 @@ class EvaluateConfig:
     """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
     are not calibrated."""
     sampler: SamplerName | None = None
-    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     distance_networks: int = 32
     """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
     none."""
@@ -124,6 +128,7 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -141,6 +146,7 @@ def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, A
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -204,7 +210,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
-    sampling = generator.sampling.changed(config.steps, config.sampler)
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
@@ -212,6 +218,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "arrays": sha256(config.out / ARRAYS),
         "sampler": sampling.sampler,
         "sampling_steps": sampling.steps,
+        "trajectory": sampling.trajectory,
+        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
         "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
         "num_networks": len(held_out.run_ids),
         "num_seeds": config.num_seeds,

@@ -14,7 +14,7 @@ from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say
@@ -38,7 +38,11 @@ class PromptConfig:
     """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
     are not calibrated."""
     sampler: SamplerName | None = None
-    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
@@ -72,6 +76,7 @@ def prompt_remotely(config: PromptConfig, data: Any, theta: torch.Tensor, prompt
         updates=config.updates,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -108,6 +113,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "networks": rows,
         "prompted_column": column,
         "mean_absolute_gap": float(gap.mean()),
+        "networks_per_s": made.networks_per_s,
         f"mean_{column}_after_each_update": curve,
     }
 

@@ -18,19 +18,19 @@ from ckpt_factory import make
 from ckpt_factory.files import check_same, check_writable, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import CONFIG, Origin, WeightGenerator
-from generator.calibration import calibrate
 from generator.card import model_card
-from generator.conditioning import Calibration
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
-from generator.evaluate import training_checkpoints, training_starts
+from generator.evaluate import training_checkpoints
 from generator.layouts import LAYOUTS
-from generator.pairs import Reservoir, Runs, WindowFeed
-from generator.samplers import Sampling
+from generator.pairs import WindowFeed
+from generator.reading import reservoir_of
 from generator.train import TrainConfig, faster_precision, train
 
+from .calibration import calibrated
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
+from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .train_config import PRESETS, GeneratorConfig
@@ -52,15 +52,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
     coordinates = Coordinates.fit(task, rank=config.rank)
-    units = [u for u in zoo.finished_units() if zoo.header.run_ids(u)[0] < num_training]
-    per_unit = -(-FIT_RUNS // max(1, len(units)))
-    reservoir = Reservoir(per_unit * max(1, len(units)))
-    for unit in units:
-        rows = zoo.read_unit(unit)
-        chosen = (rows.run_ids < num_training).nonzero().squeeze(1)[:per_unit]
-        theta = rows.theta[chosen].float()
-        z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS)
     rng = torch.Generator().manual_seed(config.training.seed)
     seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
     layout = LAYOUTS[config.training.model.tokens]
@@ -70,7 +62,7 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
     )
-    return replace(made, sampling=Sampling(steps=config.sampling_steps, sampler=config.sampler))
+    return replace(made, sampling=config.sampling)
 
 
 def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> TorchTrainer:
@@ -131,20 +123,6 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         rank=rank,
         device=get_device(),
     )
-
-
-@ray.remote(num_cpus=1)
-def calibrated(
-    config: GeneratorConfig, path: Path, parts: tuple[Any, Any], state: dict[str, Any]
-) -> Calibration | None:
-    """How the trained generator's prompts are calibrated."""
-    torch.set_num_threads(1)
-    zoo, generator = Zoo.open(path), WeightGenerator.from_parts(*parts)
-    generator.model.load_state_dict(state)
-    starts = training_starts(zoo, generator.origin.num_training_runs, config.calibrate)
-    task = make(zoo.header.task, data_root=config.data_root)
-    rng = torch.Generator().manual_seed(config.training.seed)
-    return calibrate(generator, task, starts, rng=rng)
 
 
 def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
@@ -221,9 +199,12 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
+    if config.moments:
+        say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
+        generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
     if config.calibrate:
         say(f"calibrating prompts on {config.calibrate} training initialisations")
-        (found,) = ray.get([calibrated.remote(config, zoo.path, generator.to_parts(), state["ema"])])
+        found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
         generator = replace(generator, calibration=found)
     curve = read_log(config.out / LOG)
     pairs = int(state["step"]) * config.training.batch_size * config.num_workers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from generator.dit import DiTConfig
 from generator.gpt.recipe import published_training
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Sampling, Trajectory
 from generator.train import TrainConfig
 
 
@@ -35,7 +35,13 @@ class GeneratorConfig:
     """Sampling steps of an update, unless told otherwise when prompted. One gives the mean of the networks
     that fit, always the same: best for returns; many give samples."""
     sampler: SamplerName = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling, unless told otherwise."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling, unless told otherwise."""
+    trajectory: Trajectory = "even"
+    """Sampling steps even in time or optimal by what the model misses, unless told otherwise."""
+    moments: int = 0
+    """Pairs at each of 32 times that it is measured on, when the training is over, how uncertain predictions
+    are, which analytic samplers and optimal trajectories need to know: 512 is enough. Half of the held-out
+    runs are used up for it. 0: it is not measured; `theta moments` does so later."""
     calibrate: int = 0
     """Training initialisations that prompts are calibrated on when the training is over: networks are made
     for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
@@ -50,11 +56,19 @@ class GeneratorConfig:
                 f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
                 f"reservoir_gib {self.reservoir_gib} positive and finite"
             )
-        if self.sampling_steps < 1 or self.calibrate < 0:
+        if self.calibrate < 0 or self.moments < 0:
             raise ValueError(
-                f"sampling_steps is {self.sampling_steps}, calibrate {self.calibrate}; expected at least 1, "
-                "and not negative"
+                f"calibrate is {self.calibrate}, moments {self.moments}; expected neither to be negative"
             )
+        if self.sampling.needs_moments and not self.moments:
+            raise ValueError(
+                f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "
+                "predictions are; have it measured with --moments 512"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(steps=self.sampling_steps, sampler=self.sampler, trajectory=self.trajectory)
 
 
 def digits() -> GeneratorConfig:
@@ -76,7 +90,9 @@ def policies() -> GeneratorConfig:
 
 def gpt_digits() -> GeneratorConfig:
     """The published transformer on the digits zoo, to compare with: 30 minutes on two cores."""
-    return GeneratorConfig(rank=0, sampling_steps=1000, training=published_training(time_budget_s=1800.0))
+    return GeneratorConfig(
+        rank=0, sampling_steps=1000, sampler="published", training=published_training(time_budget_s=1800.0)
+    )
 
 
 def smoke() -> GeneratorConfig:

@@ -13,7 +13,7 @@ from ckpt_factory.tasks.registry import with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Trajectory
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import compose, play, write_film
 
@@ -41,7 +41,11 @@ class WatchConfig:
     """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
     are not calibrated."""
     sampler: SamplerName | None = None
-    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     seed: int = 0
     """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
     out: Path = Path("runs/watch")
@@ -79,6 +83,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
         rng=seeded(config.seed, 1),
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
     achieved, std = (made.achieved[-1][f"test_{name}"].tolist() for name in ("return", "return_std"))
     captions = [

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,21 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 
+from .analytic import Moments
 from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
-from .samplers import SAMPLERS, Sampling
+from .samplers import SAMPLERS, Covariance, Denoise, Sampling
+from .trajectory import optimal_trajectory
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
-REFERENCE, CALIBRATION = "reference", "calibration"
+REFERENCE, CALIBRATION, MOMENTS = "reference", "calibration", "moments/"
 SCALES = ("start_mean", "start_scale", "update_scale")
+AT_ONCE = 256
+"""Networks that are sampled at once: enough for full speed, and memory does not grow with their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,8 @@ class WeightGenerator:
     calibration: Calibration | None = None
     """What its own sampling has to be asked for, and how far it has to go, to give what is prompted; None:
     just that."""
+    moments: Moments | None = None
+    """How uncertain its predictions are, which some samplers need to know; None where it was not measured."""
 
     @classmethod
     def untrained(
@@ -122,6 +129,8 @@ class WeightGenerator:
         rng: torch.Generator,
         steps: int | None = None,
         sampler: str | None = None,
+        trajectory: str | None = None,
+        at_once: int = AT_ONCE,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -131,13 +140,17 @@ class WeightGenerator:
             prompt: the metric each updated network shall have, or one for all.
             rng: of the sampling noise.
             steps: sampling steps, evaluations of the model; default its own.
-            sampler: "ddim" or "ddpm"; default its own. With another sampling than its own, prompts are what
-                it is asked for, without calibration.
+            sampler: "ddim", "ddpm", or another of SAMPLERS; default its own. With another sampling than its
+                own, prompts are what it is asked for, without calibration.
+            trajectory: "even" or "optimal"; default its own.
+            at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
 
         Raises:
-            ValueError: another sampler, or networks, metrics and prompts that do not fit together.
+            ValueError: an unknown sampler, one that needs moments that it has not, or networks, metrics and
+                prompts that do not fit together.
         """
-        sampling = self.sampling.changed(steps, sampler)
+        sampling = self.sampling.changed(steps, sampler, trajectory)
+        times, more = self._plan(sampling)
         prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
         if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
             raise ValueError(
@@ -147,23 +160,58 @@ class WeightGenerator:
         stretch = 1.0
         if self.calibration is not None and sampling == self.sampling:
             prompt, stretch = self.calibration.ask(prompt), self.calibration.stretch
+        sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta.device), rng=rng, **more)
+        parts = zip(theta.split(at_once), metric.split(at_once), prompt.split(at_once), strict=True)
+        made = torch.cat([self._sampled(*part, sample, rng) for part in parts])
+        return made if stretch == 1 else torch.lerp(theta, made, stretch)
+
+    def denoiser(
+        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, " B"], prompt: Float[Tensor, " B"]
+    ) -> Denoise:
+        """Of scaled updates of these networks, in the order of units that the layout wants."""
+        start = self.scaling.start(z)
+        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
+        return lambda x, t: self.model(x, t.expand(len(x)), start, metrics)
+
+    def _sampled(
+        self,
+        theta: Tensor,
+        metric: Tensor,
+        prompt: Tensor,
+        sample: Callable[[Denoise, Tensor], Tensor],
+        rng: torch.Generator,
+    ) -> Tensor:
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
-        start = self.scaling.start(z)
-        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return self.model(x, t.expand(len(x)), start, metrics)
-
+        denoise = self.denoiser(z, metric, prompt)
         noise = torch.randn(z.shape, generator=rng).to(z)
-        times = self.model.timesteps(sampling.steps).to(z.device)
-        u = SAMPLERS[sampling.sampler](denoise, noise, times, rng=rng)
+        u = sample(denoise, noise)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
-        return theta + stretch * self.coordinates.decode_update(self.scaling.unscale_update(u))
+        return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
+
+    def _plan(self, sampling: Sampling) -> tuple[Float[Tensor, " T"], dict[str, Covariance]]:
+        """The times of a sampling, and what its sampler has to know beside the denoiser."""
+        moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
+        if not sampling.needs_moments:
+            return self.model.timesteps(sampling.steps), {}
+        if moments is None:
+            what = f"sampler {sampling.sampler!r}" if kind else f"an {sampling.trajectory} trajectory"
+            raise ValueError(
+                f"{what} needs to know how uncertain the generator's predictions are: measure it with "
+                "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
+            )
+        optimal = sampling.trajectory == "optimal"
+        times = (
+            optimal_trajectory(moments, sampling.steps) if optimal else self.model.timesteps(sampling.steps)
+        )
+        if kind is None:
+            return times, {}
+        group = self.coordinates.group
+        return times, {"covariance": lambda t: moments.covariance(kind, t.cpu())[group]}
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
@@ -186,6 +234,8 @@ class WeightGenerator:
             scales[REFERENCE] = self.reference
         if self.calibration is not None:
             scales |= {f"{CALIBRATION}/{name}": getattr(self.calibration, name) for name in ("asked", "got")}
+        if self.moments is not None:
+            scales |= {f"{MOMENTS}{name}": value for name, value in self.moments.tensors().items()}
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
@@ -211,7 +261,13 @@ class WeightGenerator:
                 *(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")), fields.get("stretch", 1.0)
             )
         sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
-        return replace(made, sampling=sampling, calibration=calibration)
+        moments = _under(MOMENTS, tensors)
+        return replace(
+            made,
+            sampling=sampling,
+            calibration=calibration,
+            moments=Moments.from_tensors(moments) if moments else None,
+        )
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""
@@ -270,9 +326,11 @@ def coordinates_of_parts(fields: Mapping[str, Any], tensors: Mapping[str, Tensor
     """The coordinates of `WeightGenerator.to_parts` alone: no model is made, which takes long."""
     spec = ParamSpec.from_json(json.dumps(fields["spec"]))
     symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
-    prefix = "coordinates/"
-    own = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
-    return Coordinates.from_tensors(spec, symmetry, own)
+    return Coordinates.from_tensors(spec, symmetry, _under("coordinates/", tensors))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ def how_sampled(generator: WeightGenerator) -> str:
     """Sampling and calibration, in a line."""
     sampling, calibration = generator.sampling, generator.calibration
     line = f"{sampling.sampler}, {sampling.steps} step{'s' if sampling.steps > 1 else ''}"
+    if sampling.trajectory != "even":
+        line += f" on an {sampling.trajectory} trajectory"
     if calibration is None:
         return line
     low, high = (float(calibration.got[i]) for i in (0, -1))

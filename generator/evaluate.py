@@ -45,24 +45,29 @@ class HeldOut:
 
 
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
-    """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
-    rows = finished_runs(zoo, generator.origin.num_training_runs, most)
+    """The first `most` finished held-out runs of a zoo, with all their checkpoints.
+
+    None of those that the generator's moments were measured on.
+    """
+    end = generator.moments.held_out_from if generator.moments is not None else None
+    rows = finished_runs(zoo, generator.origin.num_training_runs, most, end=end)
     run_ids = rows.run_ids.tolist()
     sizes = [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)]
     return HeldOut(run_ids, rows.steps, rows.theta, rows.metrics, sizes)
 
 
-def finished_runs(zoo: Zoo, first: int, most: int) -> Rows:
-    """The first `most` finished runs with ids from `first` on, with all their checkpoints.
+def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None) -> Rows:
+    """The first `most` finished runs with ids from `first` to below `end`, with all their checkpoints.
 
     Raises:
         ValueError: there are none.
     """
     parts: list[Rows] = []
+    end = zoo.header.num_runs if end is None else end
     for unit in zoo.finished_units():
         if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
-            keep = (rows.run_ids >= first) & rows.finite()
+            keep = (rows.run_ids >= first) & (rows.run_ids < end) & rows.finite()
             parts.append(
                 Rows(
                     rows.run_ids[keep],
@@ -127,9 +132,10 @@ def prompt_grid(
     best: float | None = None,
     steps: int | None = None,
     sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
-    (N, P)}.
+    (N, P), "networks_per_s": float}.
 
     Args:
         best: the best prompt; default the best validation metric of the training runs.
@@ -140,13 +146,21 @@ def prompt_grid(
     columns = []
     for k in range(num_prompts):
         rng = seeded(seed, k)
-        columns.append(
-            prompt_networks(generator, task, theta, prompts[:, k], rng=rng, steps=steps, sampler=sampler)
+        made = prompt_networks(
+            generator,
+            task,
+            theta,
+            prompts[:, k],
+            rng=rng,
+            steps=steps,
+            sampler=sampler,
+            trajectory=trajectory,
         )
+        columns.append(made)
     names = columns[0].achieved[-1]
-    return {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1)} | {
-        name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names
-    }
+    rate = prompts.numel() / sum(c.sampling_s for c in columns)
+    made = {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
+    return made | {name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names}
 
 
 def sgd_equivalent_steps(

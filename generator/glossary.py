@@ -51,6 +51,8 @@ MEANINGS = {
     "sampler": "how the generator samples",
     "calibrated_prompts": "whether what is asked for was calibrated on training starts",
     "sampling_steps": "evaluations of the generator for one update",
+    "trajectory": "where its sampling steps are in time",
+    "networks_per_s": "networks that one process samples a second",
     "num_networks": "held-out initialisations that were prompted",
     "num_seeds": "repetitions with other sampling noise",
     "wall_s": "seconds the evaluation took",

@@ -1,5 +1,6 @@
 """Prompting: one update, or one after the other, of fresh networks or of the user's own."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,13 @@ class Prompted:
     """Metrics of the start networks, by column: validation_loss, test_error, ..."""
     achieved: list[dict[str, Float[Tensor, " K"]]]
     """Metrics after each update."""
+    sampling_s: float
+    """Seconds that sampling took, measuring of metrics left out."""
+
+    @property
+    def networks_per_s(self) -> float:
+        """Networks sampled a second, each once an update."""
+        return len(self.theta) * len(self.achieved) / self.sampling_s
 
 
 def prompt_networks(
@@ -39,6 +47,7 @@ def prompt_networks(
     updates: int = 1,
     steps: int | None = None,
     sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
@@ -47,13 +56,17 @@ def prompt_networks(
     if updates < 1:
         raise ValueError(f"updates is {updates}; expected at least 1")
     start = now = task.metrics_of(theta)
-    achieved = []
+    achieved, sampling_s = [], 0.0
     for _ in range(updates):
         metric = now[generator.origin.prompted]
-        theta = generator.update(theta, metric, prompt, rng=rng, steps=steps, sampler=sampler)
+        began = time.perf_counter()
+        theta = generator.update(
+            theta, metric, prompt, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
+        )
+        sampling_s += time.perf_counter() - began
         now = task.metrics_of(theta)
         achieved.append(now)
-    return Prompted(theta, prompt, start, achieved)
+    return Prompted(theta, prompt, start, achieved, sampling_s)
 
 
 def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[str]:

@@ -57,6 +57,7 @@ def recursive_curves(
     best: float | None = None,
     steps: int | None = None,
     sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
@@ -73,7 +74,15 @@ def recursive_curves(
     rng = seeded(seed, list(STARTS).index(kind))
     prompt = torch.full((len(theta),), best)
     made = prompt_networks(
-        generator, task, starts, prompt, rng=rng, updates=updates, steps=steps, sampler=sampler
+        generator,
+        task,
+        starts,
+        prompt,
+        rng=rng,
+        updates=updates,
+        steps=steps,
+        sampler=sampler,
+        trajectory=trajectory,
     )
     return {
         name: torch.stack([made.start[name], *(after[name] for after in made.achieved)], 1)

@@ -27,7 +27,7 @@ from .schedule import NUM_STEPS
 ReleaseName = Literal["mnist_loss", "mnist_error", "cifar10_loss", "cifar10_error", "cartpole"]
 Weights = Literal["ema", "raw"]
 KEYS: dict[Weights, str] = {"ema": "G_ema", "raw": "G"}
-SAMPLER: SamplerName = "ddpm"
+SAMPLER: SamplerName = "published"
 LISTED = 3
 """Names that a message gives of each kind of difference."""
 

@@ -6,14 +6,10 @@ anywhere else, at times drawn from a thousand.
 """
 
 from functools import cache
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from ..diffusion import alpha_sigma
-from ..samplers import Denoise
 
 NUM_STEPS, BETA_FIRST, BETA_LAST = 1000, 1e-4, 2e-2
 
@@ -50,21 +46,3 @@ def respaced(num: int) -> Float[Tensor, " {num}+1"]:
         raise ValueError(f"sampling steps: got {num}, expected 1 to {NUM_STEPS}, the steps of the schedule")
     steps = torch.linspace(NUM_STEPS - 1, 0, num, dtype=torch.float64).round().long()
     return torch.cat([step_times()[steps], torch.zeros(1, dtype=torch.float64)])
-
-
-def sample_published(
-    denoise: Denoise, x: Float[Tensor, "B Z"], timesteps: Float[Tensor, " T"], *, rng: torch.Generator
-) -> Float[Tensor, "B Z"]:
-    """Ancestral sampling, variance beta in each step ("fixed large"), none in the last (Ho et al. 2020).
-
-    As published along `respaced(1000)`. Along few steps its noise is too large.
-    """
-    for t, s in pairwise(timesteps.double()):
-        x0 = denoise(x, t.to(x))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = alpha_sigma(t), alpha_sigma(s)
-        ratio = alpha_t / alpha_s
-        beta = 1 - ratio**2
-        x = alpha_s * beta / sigma_t**2 * x0 + ratio * sigma_s**2 / sigma_t**2 * x  # eq. 7
-        if s > 0:
-            x = x + beta.sqrt() * torch.randn(x.shape, generator=rng, device=rng.device).to(x)
-    return x

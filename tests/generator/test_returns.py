@@ -148,7 +148,7 @@ def test_starts_are_strange_below_what_the_zoo_has_seen_not_above_it(policies: W
 
     def warned(start: float) -> list[str]:
         metrics = {"validation_return": torch.tensor([start])}
-        return check_made(policies, Prompted(torch.zeros(1, 1), torch.ones(1), metrics, [metrics]))
+        return check_made(policies, Prompted(torch.zeros(1, 1), torch.ones(1), metrics, [metrics], 1.0))
 
     assert warned(low) == warned(high) == warned(low - 0.4 * (high - low)) == []
     for start in (low - 0.6 * (high - low), high + 1):

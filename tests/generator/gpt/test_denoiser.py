@@ -14,9 +14,10 @@ from generator.coordinates import Coordinates
 from generator.diffusion import add_noise
 from generator.dit import DiTConfig
 from generator.gpt.denoiser import TARGET_STD, GptDenoiser, fit_published_scaling, published_scaling
-from generator.gpt.schedule import alpha_bar, sample_published, step_times
+from generator.gpt.schedule import alpha_bar, step_times
 from generator.layouts import LAYOUTS
 from generator.pairs import Pairs, Reservoir, Runs
+from generator.samplers import sample_published
 from generator.train import TrainConfig, train
 
 from ..conftest import randomise

@@ -13,10 +13,10 @@ from generator.gpt.schedule import (
     alpha_bar,
     draw_step_times,
     respaced,
-    sample_published,
     step_of,
     step_times,
 )
+from generator.samplers import sample_published
 
 MEAN, STD = 0.7, 0.4
 BETAS = [1e-4 + k * (2e-2 - 1e-4) / 999 for k in range(1000)]
