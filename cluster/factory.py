@@ -55,7 +55,8 @@ class FactoryConfig:
     repair: bool = False
     """First look for damaged shards, and make those anew."""
     use_gpu: bool = False
-    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
+    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more. Not for
+    policies, whose environments are on the CPU."""
 
     def __post_init__(self) -> None:
         if self.env is not None and "env" in self.options:
@@ -205,7 +206,7 @@ def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
-    check_plan(task, config.plan)
+    check_plan(task, config.plan, "cuda" if config.use_gpu else "cpu")
     if (config.out / HEADER).exists():
         Zoo.create(config.out, header)  # refuses another zoo
     return header, task

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ckpt_factory import Task, register
+from ckpt_factory.schema import OF_LABELS
 from ckpt_factory.tasks.base import SPLITS, Sampler, Variation
 
 from .algorithm import EVALUATION, NOISE, Algorithm, Setting
@@ -36,6 +37,8 @@ class PolicyTask(Task):
     objective = "max"
     prompt_start = 1.0
     networks_at_once = 8192
+    unused = tuple(OF_LABELS)
+    on_gpu = False
     sensitive = 0.05  # where an action or a swing hangs on the last bit of a sum, the rest of an episode does
 
     def __init__(self, setting: Setting, algorithm: Algorithm, *, episodes: int = 16):
