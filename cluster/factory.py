@@ -146,6 +146,23 @@ def pendulum() -> FactoryConfig:
     return FactoryConfig(task=task, num_runs=4096, plan=plan)
 
 
+def mountaincar_continuous() -> FactoryConfig:
+    """1,024 MountainCarContinuous policies by evolution strategies, 40 steps, 20 checkpoints."""
+    plan = RunPlan(
+        num_steps=40,
+        batch_size=(32,),
+        optimizer=("adamw",),
+        lr=(1.0, 1.0),
+        weight_decay=(0.0, 0.0),
+        hyper=_fixed(sigma=0.3),
+        num_checkpoints=20,
+        spacing="metric",
+    )
+    # PPO sees the goal by chance alone, and half of its runs learn to stand still before they do.
+    task = "rl_tasks:mountaincar-continuous-v0?activation=tanh&algorithm=es&trials=1"
+    return FactoryConfig(task=task, num_runs=1024, stack_size=64, plan=plan)
+
+
 def gym() -> FactoryConfig:
     """64 policies, by PPO, for an environment of Gymnasium's or your own: give --env ID or module:ID."""
     plan = RunPlan(
@@ -164,7 +181,18 @@ def _fixed(**values: float) -> dict[str, tuple[float, float]]:
 
 
 PRESETS = {
-    each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole, pendulum, gym)
+    each.__name__: each
+    for each in (
+        digits,
+        mnist,
+        published,
+        diverse,
+        smoke,
+        cartpole,
+        pendulum,
+        mountaincar_continuous,
+        gym,
+    )
 }
 
 
