@@ -14,7 +14,7 @@ from ckpt_factory.schema import OF_LABELS
 from ckpt_factory.tasks.base import SPLITS, Sampler, Variation
 
 from .algorithm import EVALUATION, NOISE, Algorithm, Setting
-from .evaluate import Episodes, episode_returns
+from .evaluate import Episodes, play_episodes
 from .evolution import EvolutionStrategies
 from .ppo import PPO
 from .seeds import mix, uniforms
@@ -119,7 +119,7 @@ class PolicyTask(Task):
             np.concatenate([each.seeds for each in sets], 1), np.concatenate([each.noise for each in sets], 1)
         )
         s = self.setting
-        found = episode_returns(
+        played = play_episodes(
             s.net,
             s.head,
             s.env,
@@ -127,7 +127,7 @@ class PolicyTask(Task):
             together,
             s.scale,
         )
-        returns[finite] = torch.from_numpy(found)
+        returns[finite] = torch.from_numpy(played.returns)
         return returns
 
 
