@@ -53,13 +53,14 @@ def train_stack(
     numbers and disturbs no other.
 
     Raises:
-        ValueError: the runs are not whole groups.
+        ValueError: the runs are not whole groups, or the task does not train on that device.
     """
     orders = [run.order_id for run in runs]
     if orders != [order for order in dict.fromkeys(orders) for _ in range(plan.group_size)]:
         raise ValueError(
             f"a stack is whole groups of {plan.group_size} runs in sequence, got runs of the groups {orders}"
         )
+    _check_device(task, device)
     task = task.with_products(plan.precision, compile=plan.compile)
     blocks = [_train_block(task, plan, block, dtype, device) for block in plan.blocks(runs)]
     if len(blocks) == 1:
@@ -144,13 +145,14 @@ def stack_optimizer(
     return optimizer
 
 
-def check_plan(task: Task, plan: RunPlan) -> None:
+def check_plan(task: Task, plan: RunPlan, device: torch.device | str = "cpu") -> None:
     """Refuse a plan that the task cannot follow, before anything is begun.
 
     Raises:
         ValueError: batches larger than the data, a hyper-parameter, variation, initialisation or precision
-            that it does not know.
+            that it does not know, a GPU that it has no use for.
     """
+    _check_device(task, device)
     unknown = sorted(plan.hyper.keys() - task.hyper.keys())
     if unknown:
         close = difflib.get_close_matches(unknown[0], task.hyper, n=1, cutoff=0.4)
@@ -167,19 +169,25 @@ def check_plan(task: Task, plan: RunPlan) -> None:
     task.with_products(plan.precision, compile=plan.compile).sampler([rng], max(plan.batch_size), extreme)
     for rule in plan.init:
         if rule != "default":
-            initialise(task.spec, rule, rng=rng)
+            initialise(torch.zeros(task.spec.D), task.spec, rule, rng=rng)
+
+
+def _check_device(task: Task, device: torch.device | str) -> None:
+    if torch.device(device).type != "cpu" and not task.on_gpu:
+        raise ValueError(
+            f"{task.id} trains on CPUs alone, where its environments are, and a GPU would stand idle; leave "
+            "out --use-gpu (from Python: use_gpu, or device)"
+        )
 
 
 def initial_networks(task: Task, plan: RunPlan, runs: Sequence[RunSettings]) -> Float[Tensor, "K D"]:
     """Every run's initialisation, by the rule that it has drawn."""
-    rngs = plan.init_rngs(runs)
-    theta = torch.empty(len(runs), task.spec.D)
-    own = [k for k, run in enumerate(runs) if run.init == "default"]
-    if own:
-        theta[own] = task.init([rngs[k] for k in own])
-    for k, run in enumerate(runs):
-        if run.init != "default":
-            theta[k] = initialise(task.spec, run.init, rng=rngs[k])
+    theta = task.init(plan.init_rngs(runs))
+    for k, rng in enumerate(
+        plan.init_rngs(runs)
+    ):  # from the beginning again: a rule draws what it always has
+        if runs[k].init != "default":
+            theta[k] = initialise(theta[k], task.spec, runs[k].init, rng=rng)
     return theta
 
 

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import (
@@ -23,13 +21,12 @@ from ckpt_factory.bench import (
 )
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks import MLPClassifier
-from rl_tasks.bench import measure_learning, measure_steps
-from rl_tasks.tasks import PolicyTask
 
 from .command import Command, Outcome
-from .factory import PRESETS
+from .policies_bench import bench_curves, bench_rl
 from .progress import say
 from .scaling import measure_memory, measure_scaling
+from .tables import print_table
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
@@ -37,6 +34,7 @@ OPTIONS = {
     "seconds": ("factory", "rl"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
+    "runs": ("curves",),
     "repeats": ("factory", "storage", "scaling", "rl"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
@@ -48,7 +46,7 @@ LONGEST_STACK_S = 900.0
 class BenchConfig:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr", "rl"]] = "factory"
+    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr", "rl", "curves"]] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
     three to seven minutes.
     storage: writing and reading checkpoints, against LMDB, safetensors and npy; a minute.
@@ -56,7 +54,9 @@ class BenchConfig:
     tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr; half a
     minute.
     rl: steps of CartPole and CPU seconds to a good policy, against the usual loops and
-    Stable-Baselines3; two minutes."""
+    Stable-Baselines3; two minutes.
+    curves: PPO and evolution strategies on CartPole and Pendulum, return by steps of the environment, and
+    a picture of it; four minutes."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
@@ -81,6 +81,8 @@ class BenchConfig:
     """tailr: its gammas; 0 is cross-entropy."""
     runs_per_setting: int = 64
     """tailr: runs of each share and gamma, all from the same initialisations."""
+    runs: int = 32
+    """curves: runs of each algorithm, each with its own seed."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -88,7 +90,7 @@ class BenchConfig:
             if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting"):
+        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         for name in ("tasks", "variants", "num_runs", "noises", "gammas"):
@@ -178,7 +180,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
         }
         for contender, each in found["contenders"].items()
     }
-    _print(
+    print_table(
         rows,
         f"{name}: {found['gflop_per_run']:.3g} GFLOP a run",
         f"{found['recipe']}. Measured are a step, an evaluation and a saved checkpoint of one run, in stacks "
@@ -195,7 +197,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
             }
             for contender, each in found["whole_stacks"].items()
         }
-        _print(
+        print_table(
             whole,
             f"{name}: whole stacks",
             "Measured from the initialisation to the shard on disk, once; a zoo's checkpoints are evaluated "
@@ -213,7 +215,7 @@ def _print_factory(name: str, found: Mapping[str, Any]) -> None:
             }
             for variant, each in found["final_test_error_against_float32"].items()
         }
-        _print(
+        print_table(
             paired,
             f"{name}: final test error by precision",
             "Percent, the same runs in pairs; the mean change with its 95 % interval and the p-value of "
@@ -234,7 +236,7 @@ def bench_storage(config: BenchConfig) -> dict[str, Any]:
         "write x": "write_times_lmdb",
         "scan x": "scan_times_lmdb",
     }
-    _print(
+    print_table(
         {
             name: {title: each.get(kind) for title, kind in kinds.items()}
             for name, each in found["formats"].items()
@@ -252,7 +254,7 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
     """Measure one actor against two, then the driver's memory."""
     found = measure_scaling(config.runs_per_actor, config.repeats, config.out)
     found |= measure_memory(config.num_runs, config.out)
-    _print(
+    print_table(
         {
             f"{actors} actor{'s' * (actors > 1)}": {
                 "runs/s": found[f"runs_per_s_{actors}"],
@@ -268,7 +270,7 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
         "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
         "believe. Idle: waiting for the next unit.",
     )
-    _print(
+    print_table(
         {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
         "memory of the driver",
         "peak of `theta make`'s own process, with Ray and torch loaded.",
@@ -284,7 +286,7 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
         for gamma in config.gammas:
             rows.append(label_noise_experiment(task, plan, noise, gamma, config.runs_per_setting))
             say(f"{100 * noise:.0f} % wrong labels, gamma {gamma:g}: {rows[-1]['test_accuracy']:.3f}")
-    _print(
+    print_table(
         {
             f"{100 * row['label_noise']:.0f} % wrong, gamma {row['gamma']:g}": {
                 "accuracy": row["test_accuracy"],
@@ -302,50 +304,6 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
     return {"settings": rows}
 
 
-def bench_rl(config: BenchConfig) -> dict[str, Any]:
-    """Measure steps of the environment, then whole trainings, each beside its alternatives."""
-    recipe = PRESETS["cartpole"]()
-    task = make(recipe.task)
-    assert isinstance(task, PolicyTask)
-    found = measure_steps(task, repeats=config.repeats, seconds=config.seconds)
-    fastest = max(found["env_steps_per_cpu_s"].values())
-    _print(
-        {
-            name: {"env-steps/CPU s": rate, "ours x": fastest / rate}
-            for name, rate in found["env_steps_per_cpu_s"].items()
-        },
-        "CartPole-v1: steps of the environment with a policy 4-32-32-2",
-        "Acting included, one thread.",
-    )
-    say("training policies to a mean return of 475, ours and Stable-Baselines3's in turns")
-    learning = measure_learning(task, recipe.plan, repeats=config.repeats)
-    _print(
-        {name: {"CPU s": value} for name, value in learning["cpu_s_per_good_policy"].items()},
-        f"a policy of return 475: {learning['times_stable_baselines3']:.3g} times cheaper",
-        "CPU s to a mean return of 475 over 16 episodes, measuring left out. Ours: 256 policies trained "
-        "together until nine in ten are as good, per good policy. Stable-Baselines3: PPO with its own "
-        "tuning for CartPole-v1, one policy.",
-    )
-    return found | {"learning": learning, "times_stable_baselines3": learning["times_stable_baselines3"]}
-
-
-def _print(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
-    columns = list(next(iter(rows.values())))
-    table = Table(title=title, caption=caption)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *[_short(row[c]) for c in columns])
-    Console().print(table)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _run(config: BenchConfig) -> Outcome:
     torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
     measure = {
@@ -353,7 +311,8 @@ def _run(config: BenchConfig) -> Outcome:
         "storage": bench_storage,
         "scaling": bench_scaling,
         "tailr": bench_tailr,
-        "rl": bench_rl,
+        "rl": lambda config: bench_rl(config.repeats, config.seconds),
+        "curves": lambda config: bench_curves(config.runs, config.out),
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
@@ -371,5 +330,6 @@ COMMAND = Command(
     "theta bench storage\n"
     "theta bench scaling --num-runs 1000 10000 100000\n"
     "theta bench tailr\n"
-    "theta bench rl",
+    "theta bench rl\n"
+    "theta bench curves",
 )

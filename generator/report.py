@@ -117,11 +117,12 @@ def _steps(result: Mapping[str, Any]) -> str:
 
 
 def _env_steps(result: Mapping[str, Any]) -> str:
+    """What those cost, "14,000 of 41,000 environment steps"; empty where there is no environment."""
     taken, total = result.get("sgd_equivalent_env_steps"), result.get("sgd_total_env_steps")
     if taken is None or total is None or math.isnan(taken):
         return ""
     share = f"{taken:,.0f} of {total:,}" if math.isfinite(taken) else f"more than {total:,}"
-    return f": {share} environment steps"
+    return f"{share} environment steps"
 
 
 def _verdict(e: Evidence) -> str:
@@ -135,8 +136,9 @@ def _verdict(e: Evidence) -> str:
             f"they lie <b>{show(ratio, 3)} times as far</b> from the nearest training checkpoint as held-out "
             f"{e.rival} networks of the same quality ({_words(ratio, NEWNESS)})"
         )
+    taking = f", which take <b>{_env_steps(r)}</b>" if _env_steps(r) else ""
     worth = (
-        f"one update equals <b>{steps} {e.rival} steps</b>"
+        f"one update equals <b>{steps} {e.rival} steps</b>{taking}"
         if steps
         else f"an update's worth in {e.rival} steps is unknown"
     )
@@ -177,7 +179,7 @@ def _cards(e: Evidence) -> str:
         (
             "One update equals",
             worth,
-            f"{e.rival} steps to the same {label(e.column)}, median{_env_steps(r)}",
+            f"{e.rival} steps to the same {label(e.column)}, median{_after_colon(_env_steps(r))}",
         ),
         (
             "Distance ratio",
@@ -243,6 +245,21 @@ achieve is measured on the test split, so that not even the control is exact.</p
     )
 
 
+def _in_words(e: Evidence) -> str:
+    """Of policies: what one update reaches, what that costs otherwise, and what looking up would give."""
+    if not _env_steps(e.result):
+        return ""
+    made, looked_up = (show(e.result.get(f"{kind}_{e.column}"), 3) for kind in ("one_update", "retrieval"))
+    return f""" Prompted for {show(e.result.get("best_prompt"))}, a policy made in one update returns
+{made} in the mean. {e.rival} takes {_env_steps(e.result)} from the same start until its policy returns as
+much (median). The control, a training policy looked up for the same prompt, returns {looked_up} and
+generates nothing."""
+
+
+def _after_colon(text: str) -> str:
+    return f": {text}" if text else ""
+
+
 def _against_sgd(e: Evidence) -> str:
     r, a, reached = e.result, e.arrays, e.arrays[f"one_update_{e.column}"]
     rows = []
@@ -258,11 +275,12 @@ def _against_sgd(e: Evidence) -> str:
     last, never = int(a["steps"][-1]), int(equivalent.isinf().sum())
     return (
         f"<p>The same starts, updated once with prompt {show(r.get('best_prompt'))}, and trained by "
-        f"{e.rival}.</p>"
+        f"{e.rival}.{_in_words(e)}</p>"
         + figures(
             (
                 level,
-                f"One update (median and middle half) equals {worth} {e.rival} steps, median{_env_steps(r)}.",
+                f"One update (median and middle half) equals {worth} {e.rival} steps, median"
+                f"{_after_colon(_env_steps(r))}.",
             ),
             (
                 plots.shares("equivalents", series, f"{e.rival} steps to be as good", last),

@@ -25,14 +25,7 @@ def scaled(factor: float) -> Start:
 
 def by_rule(rule: str) -> Start:
     """Matrices by a rule of `initialise`, biases 0; all other parameters as the task has them."""
-
-    def start(spec: ParamSpec, theta: Tensor, rng: torch.Generator) -> Tensor:
-        params = spec.unflatten(theta)
-        changed = [name for name, value in params.items() if value.ndim > 1 or name.endswith("bias")]
-        part = ParamSpec(tuple(changed), tuple(tuple(params[name].shape) for name in changed))
-        return spec.flatten(params | part.unflatten(initialise(part, rule, rng=rng).to(theta)))
-
-    return start
+    return lambda spec, theta, rng: initialise(theta, spec, rule, rng=rng)
 
 
 STARTS: dict[str, Start] = {

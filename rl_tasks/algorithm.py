@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
-
-from ckpt_factory.tasks.base import Sampler
 
 from .envs import make_stacked
 from .heads import Head, make_head
@@ -64,6 +62,16 @@ class Setting:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+class Learner(ABC):
+    """params -> the next batch, a `Sampler` of a stack's runs that counts what it costs them."""
+
+    env_steps: Int64[ndarray, " K"] = np.zeros(1, np.int64)
+    """Steps of the environment that each run has taken up to now; one 0 before there is a batch."""
+
+    @abstractmethod
+    def __call__(self, params: Mapping[str, Tensor]) -> Any: ...
+
+
 class Algorithm(ABC):
     """What policies learn by: an endless stream of batches, and the loss that its gradients are of."""
 
@@ -77,7 +85,7 @@ class Algorithm(ABC):
         rngs: Sequence[torch.Generator],
         batch_size: int,
         hyper: Mapping[str, Sequence[float]],
-    ) -> Sampler:
+    ) -> Learner:
         """Batches of one group of runs per generator; runs of a group share all chance.
 
         Args:

@@ -17,9 +17,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from ckpt_factory.optim import make_optimizer
-from ckpt_factory.tasks.base import Sampler
 
-from .algorithm import Algorithm, Setting
+from .algorithm import Algorithm, Learner, Setting
 from .gae import advantages
 from .heads import Arrays, PolicyBatch
 from .policy import Layers, PolicyNet, backward, forward
@@ -85,7 +84,7 @@ class PPO(Algorithm):
         rngs: Sequence[torch.Generator],
         batch_size: int,
         hyper: Mapping[str, Sequence[float]],
-    ) -> Sampler:
+    ) -> "PPOLearner":
         return PPOLearner(self, setting, rngs, batch_size, hyper)
 
     def loss(self, setting: Setting, theta: Float[Tensor, "K D"], batch: PolicyBatch) -> Float[Tensor, " K"]:
@@ -166,8 +165,8 @@ class Critic:
         self.optimizer.step()
 
 
-class PPOLearner:
-    """params -> the next minibatch, a `Sampler`. Runs of a group share chance: episodes, noise, shuffles."""
+class PPOLearner(Learner):
+    """params -> the next minibatch. Runs of a group share chance: episodes, noise, shuffles."""
 
     def __init__(
         self,
@@ -215,6 +214,7 @@ class PPOLearner:
         log_std = params[0] if self.head.continuous else None
         layers = self.net.layers(params)
         rollout = self.copies.rollout(layers, log_std, self.head, self.net.act, noise)
+        self.env_steps = self.env_steps + np.full(num_runs, self.config.transitions)
         pool = self._pool(rollout, log_std)  # (K, T * E, O + a + 3)
         rows, width = pool.reshape(-1, pool.shape[-1]), self.net.observation_size
         limits = [torch.from_numpy(self.hyper[name]) for name in ("clip", "entropy", "max_grad_norm")]

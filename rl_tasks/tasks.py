@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ckpt_factory import Task, register
+from ckpt_factory.schema import OF_LABELS
 from ckpt_factory.tasks.base import SPLITS, Sampler, Variation
 
 from .algorithm import EVALUATION, NOISE, Algorithm, Setting
-from .evaluate import Episodes, episode_returns
+from .evaluate import Episodes, play_episodes
 from .evolution import EvolutionStrategies
 from .ppo import PPO
 from .seeds import mix, uniforms
@@ -36,6 +37,8 @@ class PolicyTask(Task):
     objective = "max"
     prompt_start = 1.0
     networks_at_once = 8192
+    unused = tuple(OF_LABELS)
+    on_gpu = False
     sensitive = 0.05  # where an action or a swing hangs on the last bit of a sum, the rest of an episode does
 
     def __init__(self, setting: Setting, algorithm: Algorithm, *, episodes: int = 16):
@@ -116,7 +119,7 @@ class PolicyTask(Task):
             np.concatenate([each.seeds for each in sets], 1), np.concatenate([each.noise for each in sets], 1)
         )
         s = self.setting
-        found = episode_returns(
+        played = play_episodes(
             s.net,
             s.head,
             s.env,
@@ -124,7 +127,7 @@ class PolicyTask(Task):
             together,
             s.scale,
         )
-        returns[finite] = torch.from_numpy(found)
+        returns[finite] = torch.from_numpy(played.returns)
         return returns
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_factory import RunPlan, make
 from ckpt_factory.bench import RECIPES
-from cluster import bench, scaling
+from ckpt_factory.train import check_plan
+from cluster import bench, policies_bench, scaling
 from cluster.cli import run
 from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
+from rl_tasks.tasks import PolicyTask
 
 
 def test_factory_leaves_out_what_is_not_there_and_names_it(
@@ -57,9 +60,40 @@ def test_storage_prints_a_table_and_writes_numbers(
     assert result["parquet_float32 write_mb_per_cpu_s"] > 0
 
 
+def test_curves_are_measured_printed_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = RunPlan(num_steps=8, batch_size=(8,), optimizer=("adamw",), num_checkpoints=2)
+    short = "rl_tasks:cartpole-v0?max_steps=20"
+    recipes = {"PPO": (f"{short}&copies=2&rollout=8", plan), "ES": (f"{short}&algorithm=es", plan)}
+    monkeypatch.setattr(policies_bench, "panels", lambda: {"CartPole-v1": policies_bench.Panel(2.0, recipes)})
+    assert run(["bench", "curves", "--runs", "3", "--out", str(tmp_path)]) == 0
+    assert "CartPole-v1, ES" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["CartPole-v1, PPO: env_steps to 2"] == 0  # any policy stands so long
+    found = result["environments"]["CartPole-v1"]["algorithms"]
+    assert found["PPO"]["runs_that_reached_it"] == found["ES"]["runs"] == 3
+    assert len(found["ES"]["of_each_run"]["return"]) == 3
+    assert len(found["ES"]["curve"]["mean"]) == len(found["ES"]["curve"]["env_steps"])
+    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("env_id", "target"), [("CartPole-v1", 475.0), ("Pendulum-v1", -200.0)])
+def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, target: float) -> None:
+    panel = policies_bench.panels()[env_id]
+    assert panel.target == target
+    for task_id, plan in panel.recipes.values():
+        task = make(task_id)
+        check_plan(task, plan)
+        assert isinstance(task, PolicyTask)
+        assert task.setting.env_id == env_id
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("rl --runs 3", "--runs is for `theta bench curves`, not for rl"),
+        ("curves --runs 0", "runs is 0; expected more than 0"),
         ("storage --full", "--full is for `theta bench factory`, not for storage"),
         (
             "tailr --repeats 3",

@@ -140,6 +140,13 @@ def test_options_that_the_task_does_not_know_are_refused_before_anything_is_writ
     assert not (tmp_path / "zoo").exists()
 
 
+def test_policies_on_a_gpu_are_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:
+    line = refused("make", "--preset", "cartpole", "--use-gpu", "--out", tmp_path / "zoo")
+    assert "trains on CPUs alone" in line
+    assert "leave out --use-gpu" in line
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_ranges_are_called_that_and_tasks_are_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(["make", "--help"])

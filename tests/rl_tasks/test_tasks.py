@@ -5,9 +5,9 @@ import pickle
 import pytest
 import torch
 
-from ckpt_factory import RunPlan, Task, check_task, make
+from ckpt_factory import RunPlan, Task, check_task, make, train_stack
 from ckpt_factory.tasks.base import Variation, seeded
-from ckpt_factory.train import check_plan
+from ckpt_factory.train import check_plan, initial_networks
 from rl_tasks.tasks import PolicyTask
 
 TASKS = ["cartpole-v0", "acrobot-v0", "mountaincar-continuous-v0", "pendulum-v0", "gym-v0?env=CartPole-v1"]
@@ -86,6 +86,35 @@ def test_a_plan_for_labelled_data_is_refused() -> None:
         task.sampler([seeded(0)], 64, noisy)
     with pytest.raises(ValueError, match="expected a divisor of the 512 transitions"):
         check_plan(task, RunPlan(batch_size=(100,)))
+
+
+def test_rules_of_initialisation_leave_a_gaussian_policys_spread_to_the_task() -> None:
+    task = policies("pendulum-v0?max_steps=20&episodes=4&copies=2&rollout=16")
+    plan = RunPlan(
+        num_steps=4, num_checkpoints=2, batch_size=(16,), init=("default", "orthogonal", "kaiming")
+    )
+    check_plan(task, plan)
+    runs = plan.runs(range(12))
+    assert len({run.init for run in runs}) == 3
+    own = task.spec.unflatten(task.init(plan.init_rngs(runs)))
+    for k, run in enumerate(runs):
+        found = task.spec.unflatten(initial_networks(task, plan, [run])[0])
+        assert torch.equal(found["log_std"], own["log_std"][k])
+        assert torch.equal(found["actor.2.weight"], own["actor.2.weight"][k]) == (run.init == "default")
+        assert found["actor.0.bias"].any() == (run.init == "default")
+    assert train_stack(task, plan, runs).finite().all()
+
+
+def test_policies_are_not_for_a_gpu() -> None:
+    """Their rollouts are numpy's; a GPU that an actor has been given would do nothing."""
+    task, plan = policies("cartpole-v0"), RunPlan(batch_size=(64,))
+    for refused in (
+        lambda: check_plan(task, plan, "cuda"),
+        lambda: train_stack(task, plan, plan.runs(range(1)), device="cuda"),
+    ):
+        with pytest.raises(ValueError, match=r"cartpole-v0 trains on CPUs alone.*leave out --use-gpu"):
+            refused()
+    check_plan(make("digits-mlp-v0"), RunPlan(), "cuda")
 
 
 def test_hyper_parameters_that_a_task_does_not_know_are_refused(digits: Task) -> None:
