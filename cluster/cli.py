@@ -54,6 +54,10 @@ VERBS = {
         "train",
         "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
     ),
+    "calibrate": (
+        "calibration",
+        "Calibrate a trained generator's prompts on training initialisations, and how far its updates go.",
+    ),
     "moments": (
         "moments",
         "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
