@@ -25,6 +25,7 @@ from generator.conditioning import Calibration, Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints, training_starts
+from generator.hole import Hole, check_hole, outside, without_hole
 from generator.pairs import Reservoir, Runs, WindowFeed
 from generator.samplers import SamplerName, Sampling
 from generator.train import TrainConfig, faster_precision, train
@@ -71,6 +72,10 @@ class GeneratorConfig:
     calibrate: int = 0
     """Training initialisations that prompts are calibrated on when the training is over: networks are made
     for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
+    hole: Hole | None = None
+    """Leave out of the training, as targets and as starts, every checkpoint whose prompted metric, on the
+    validation split, lies between LOW and HIGH: `theta evaluate` then prompts inside the hole, whether what
+    was never seen can be made."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """The training itself."""
 
@@ -82,6 +87,8 @@ class GeneratorConfig:
                 f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
                 f"reservoir_gib {self.reservoir_gib} positive and finite"
             )
+        if self.hole is not None and not self.hole[0] < self.hole[1]:
+            raise ValueError(f"hole is {self.hole}; expected two metrics, LOW < HIGH")
         if self.sampling_steps < 1 or self.calibrate < 0:
             raise ValueError(
                 f"sampling_steps is {self.sampling_steps}, calibrate {self.calibrate}; expected at least 1, "
@@ -123,6 +130,9 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         raise ValueError(
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
+    columns = training_checkpoints(zoo, num_training)
+    check_hole(columns[zoo.header.prompted], config.hole)
+    seen = outside(columns, zoo.header.prompted, config.hole)[zoo.header.prompted]
     coordinates = Coordinates.fit(task, rank=config.rank)
     units = [u for u in zoo.finished_units() if zoo.header.run_ids(u)[0] < num_training]
     per_unit = -(-FIT_RUNS // max(1, len(units)))
@@ -132,11 +142,10 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         chosen = (rows.run_ids < num_training).nonzero().squeeze(1)[:per_unit]
         theta = rows.theta[chosen].float()
         z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
+        reservoir.push(without_hole(Runs(z, rows.metrics[zoo.header.prompted][chosen]), config.hole))
     rng = torch.Generator().manual_seed(config.training.seed)
-    seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
     scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
-    origin = Origin.of_zoo(zoo, num_training)
+    origin = Origin.of_zoo(zoo, num_training, config.hole)
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference

@@ -21,6 +21,7 @@ from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
 from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
+from .hole import Hole
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
 from .samplers import SAMPLERS, Sampling
@@ -45,9 +46,11 @@ class Origin:
     """Runs with a smaller id were trained on; the others are held out."""
     inputs: str = ""
     """How a network's input is made from raw data."""
+    hole: Hole | None = None
+    """Training checkpoints with a metric between these two were never learned from."""
 
     @classmethod
-    def of_zoo(cls, zoo: Zoo, num_training_runs: int) -> "Origin":
+    def of_zoo(cls, zoo: Zoo, num_training_runs: int, hole: Hole | None = None) -> "Origin":
         return cls(
             task=zoo.header.task,
             prompted=zoo.header.prompted,
@@ -55,7 +58,14 @@ class Origin:
             zoo_sha256=sha256(zoo.path / HEADER),
             num_training_runs=num_training_runs,
             inputs=zoo.header.inputs,
+            hole=hole,
         )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Origin":
+        """From what config.json says."""
+        hole = fields.get("hole")  # generators saved before say nothing of it
+        return cls(**{**fields, "hole": None if hole is None else tuple(hole)})
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ class WeightGenerator:
         rng: torch.Generator,
         steps: int | None = None,
         sampler: str | None = None,
+        noise: Float[Tensor, "K Z"] | None = None,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -133,6 +144,7 @@ class WeightGenerator:
             steps: sampling steps, evaluations of the model; default its own.
             sampler: "ddim" or "ddpm"; default its own. With another sampling than its own, prompts are what
                 it is asked for, without calibration.
+            noise: what sampling begins with, standard normal; default drawn from rng.
 
         Raises:
             ValueError: another sampler, or networks, metrics and prompts that do not fit together.
@@ -157,7 +169,7 @@ class WeightGenerator:
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             return self.model(x, t.expand(len(x)), start, metrics)
 
-        noise = torch.randn(z.shape, generator=rng).to(z)
+        noise = torch.randn(z.shape, generator=rng).to(z) if noise is None else noise.to(z)
         u = SAMPLERS[sampling.sampler](denoise, noise, timesteps(sampling.steps).to(z), rng=rng)
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
@@ -206,7 +218,9 @@ class WeightGenerator:
             from_best=fields.get("from_best", False),  # generators saved before had none
         )
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
-        made = cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
+        made = cls.untrained(
+            Origin.from_fields(fields["origin"]), coordinates, scaling, config, seed, reference
+        )
         calibration = None
         if f"{CALIBRATION}/asked" in tensors:
             calibration = Calibration(*(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")))
