@@ -19,7 +19,7 @@ KINDS = {
     "random": "random initialisation",
     "generated": "generated, one update",
     "retrieved": "retrieved from the zoo",
-    "equal": "trained, as good as generated",
+    "trained": "trained, as good as generated",
 }
 """Starts that are compared; the last are of held-out runs, moments as good as what was generated."""
 
@@ -64,11 +64,9 @@ def tuned(
     tested = {name: values for name, values in metrics.items() if name.startswith("test_")}
     column = f"test_{task.metric}"
     numbers: dict[str, Any] = {f"finetune_{kind}_lrs": rates}
-    numbers |= {
-        f"finetune_{kind}_{name}": values.mean(0).tolist()
-        for name, values in tested.items()
-        if name in (column, "test_error")
-    }
+    for name in tested.keys() & {column, "test_error"}:
+        numbers[f"finetune_{kind}_{name}"] = tested[name].mean(0).tolist()
+        numbers[f"finetune_{kind}_{name}_std"] = tested[name].std(0, correction=0).tolist()
     arrays = {f"finetune_{kind}_{name}": values for name, values in tested.items()}
     return numbers, arrays | {"finetune_epochs": torch.tensor(epochs)}
 

@@ -115,12 +115,19 @@ def rival(
     unit = arena.recipe.lr[0]
     numbers = {
         f"rival_{optimizer}_steps": float(needed.median()),
+        f"rival_{optimizer}_steps_quartiles": quartiles(needed),
         f"rival_{optimizer}_lr": rate * unit,
         f"rival_{optimizer}_curve": or_worst(curves[column], arena.task.objective).median(0).values.tolist(),
         f"rival_{optimizer}_curve_lrs": [each * unit for each in rates],
     }
     arrays = {f"rival_{optimizer}_{name}": values for name, values in curves.items()}
     return numbers, arrays | {f"rival_{optimizer}_steps": needed}
+
+
+def quartiles(values: Float[Tensor, " N"]) -> list[float]:
+    """The value that a quarter, and that three quarters are at or below; of infinite ones, too."""
+    ordered = values.sort().values
+    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.25, 0.75)]
 
 
 def known_rivals(arrays: Container[str]) -> list[str]:

@@ -127,7 +127,7 @@ def _tuned(m: Material, config: SuiteConfig, kind: str) -> Found:
     else:
         made = m.made(m.starts)
         starts = made.theta[:num]
-        if kind == "equal":
+        if kind == "trained":
             starts = networks_of_metric(m.held_out, origin.prompted, made.achieved[-1][origin.prompted][:num])
     return tuned(kind, m.task, m.plan, starts, config.fine_tune, m.zoo.header.num_runs)
 

@@ -25,6 +25,8 @@ LOOKS = (
     ("looked", (0, (4, 2))),
 )
 """Colour and line style of curves in their order, the generator's first."""
+OF_KIND = {"random": "sgd", "generated": "made", "retrieved": "looked", "trained": "ink"}
+"""Colours of kinds of starts."""
 FRAME_MS = 120
 PICTURE = 360
 """Least pixels of an animation's longer side."""
@@ -98,11 +100,11 @@ def fine_tuning(
 
     def paint(ax: Axes) -> None:
         everything = []
-        for k, ((colour, line), (title, values)) in enumerate(zip(LOOKS, curves.items(), strict=False)):
+        for k, (kind, values) in enumerate(curves.items()):
             mean, std = values.double().mean(0).numpy(), values.double().std(0, correction=0).numpy()
             x = np.arange(len(epochs)) + 0.06 * (k - 1.5)
-            look = {"color": LIGHT[colour], "lw": 2, "ms": 4, "capsize": 2, "elinewidth": 1}
-            ax.errorbar(x, mean, std, fmt="o", ls=line, label=title, **look)
+            look = {"color": LIGHT[OF_KIND[kind]], "lw": 2, "ms": 4, "capsize": 2, "elinewidth": 1}
+            ax.errorbar(x, mean, std, fmt="o-", label=kind, **look)
             everything.append(mean)
         ax.set_xticks(range(len(epochs)), [f"{each:,}" for each in epochs])
         ax.set(xlabel=f"{unit} of training", ylabel=label)
@@ -154,7 +156,7 @@ def loop(values: Mapping[str, Float[Tensor, " F"]], label: str) -> str:
 
 def animation(frames: Sequence[Float[np.ndarray, "n m"]], scale: float) -> bytes:
     """A GIF of weights on one diverging scale, that repeats; the same input gives the same bytes."""
-    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad=(0.5, 0.5, 0.5, 1.0))
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad=LIGHT["panel"])
     factor = max(1, PICTURE // max(frames[0].shape))
     pictures = []
     for frame in frames:

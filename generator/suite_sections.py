@@ -15,7 +15,8 @@ from .finetune import KINDS
 from .pictures import picture
 from .pictures import weights as draw
 from .plots import figures, show, table
-from .rivals import known_rivals
+from .recipe import better
+from .rivals import known_rivals, quartiles
 
 NAMES = {"sgd": "SGD", "adamw": "AdamW", "lion": "Lion", "tiger": "Tiger", "amos": "Amos"}
 STRIP = 8
@@ -54,17 +55,22 @@ def rivals(e: Evidence) -> str:
     for name in names:
         curve, steps = e.arrays[f"rival_{name}_{e.column}"], e.arrays[f"rival_{name}_steps"]
         never = int(steps.isinf().sum())
-        needed = _count(steps.median().item()) + (f" ({never} of {len(steps)} never)" if never else "")
+        few, many = map(_count, quartiles(steps))
+        needed = f"{_count(steps.median().item())} <small>{few} to {many}</small>"
+        needed += f" <small>({never} of {len(steps)} never)</small>" if never else ""
         lr = show(e.result.get(f"rival_{name}_lr"), 2)
         rows.append((NAMES[name], median(curve, 1), median(curve, updates), needed, lr))
     heads = ("Median", "1 step", f"{updates} steps", "steps for one update's worth", "rate, as of SGD")
+    medians = [own[:, u].nanmedian().item() for u in range(updates + 1)]
+    best = better(e.generator.origin.objective, medians)
     return f"""<p>The generator, prompted for the best {label(e.generator.metric)} again and again, and as
 many steps of optimizers from the same {len(own)} held-out starts by the zoo's recipe. For every number of
 steps each optimizer has the constant learning rate that was best there on training initialisations. The
 steps for what one update gives are counted in runs as long as the zoo's, at the rate that was the soonest
-there.</p> <div
-class="figures"><figure>{suite_plots.rivals(curves, e.column.replace("_", " "))}<figcaption>Medians; of the
-generator the middle half, too.</figcaption></figure>{table(*rows, heads=heads)}</div>"""
+there; beside their median the middle half. The generator is best after update {best},
+{show(medians[best], 3, column=e.column)}.</p>
+<div class="figures"><figure>{suite_plots.rivals(curves, e.column.replace("_", " "))}<figcaption>Medians; of
+the generator the middle half, too.</figcaption></figure>{table(*rows, heads=heads)}</div>"""
 
 
 def beyond(e: Evidence) -> str:
@@ -96,9 +102,9 @@ def beyond(e: Evidence) -> str:
             " Its prompts are calibrated: what training starts never got is asked for as the best they got."
         )
     return f"""<p>From the best {label(e.generator.metric)} that any training run has, towards
-{show(prompts[-1].item(), 3)}: nobody has shown the generator such networks.{note} Validation metrics choose
-the prompt, the network and the zoo's checkpoint; these are their test metrics.</p> <div
-class="figures"><figure>{svg}<figcaption>Medians and 80 % of networks, the same noise for all prompts.
+{prompts[-1].item():.3g}: nobody has shown the generator such networks.{note} Validation metrics choose
+the prompt, the network and the zoo's checkpoint; these are their test metrics.</p>
+<div class="figures"><figure>{svg}<figcaption>Medians and 80 % of networks, the same noise for all prompts.
 </figcaption></figure>{facts}</div>"""
 
 
@@ -125,7 +131,8 @@ def hole(e: Evidence) -> str:
     return f"""<p>All {show(r.get("hole_left_out"))} training checkpoints with a {label(prompted)} between
 {show(between[0])} and {show(between[1])} were left out of the training, as targets and as starts. Who only
 remembers has nothing to give in there: looking up among what was learned from answers with one of its
-edges.</p> <div class="figures"><figure>{svg}<figcaption>Medians and 80 % of
+edges.</p>
+<div class="figures"><figure>{svg}<figcaption>Medians and 80 % of
 networks.</figcaption></figure>{facts}</div>"""
 
 
@@ -161,8 +168,8 @@ def fine_tuning(e: Evidence) -> str:
     return f"""<p>{len(e.arrays[f"finetune_{kinds[0]}_{e.column}"])} networks of each kind, trained further
 by the zoo's recipe, each length with the whole of its schedule, at its learning rate or 0.3 or 0.1 of it,
 whichever validates best. Retrieved are the training checkpoints nearest the best prompt, one of a run;
-trained are moments of held-out runs with the very metrics of the generated
-networks.</p>{figures(*svgs)}{table(*rows, heads=heads)}"""
+trained are the moments of held-out runs whose validation metric is nearest to what was generated from the
+same start.</p>{figures(*svgs)}{table(*rows, heads=heads)}"""
 
 
 def cost(e: Evidence) -> str:
@@ -179,7 +186,7 @@ def cost(e: Evidence) -> str:
         ("Zoo", f"{show(zoo, 3)} s"),
         ("Training, all workers", f"{show(training, 3)} s"),
         ("One update of one network", f"{_seconds(update)}"),
-        *((f"One {e.rival} step, {text}", _seconds(prices[way])) for way, text in WAYS.items()),
+        *((f"One {e.rival} step, {way}", _seconds(price)) for way, price in prices.items()),
         heads=("CPU time", ""),
     )
     chosen = np.unique(np.linspace(0, len(quality) - 1, min(6, len(quality))).round()).astype(int).tolist()
@@ -197,9 +204,10 @@ def cost(e: Evidence) -> str:
         never = f" Half of the {e.rival} runs or more never get as good as what the best prompt makes."
     elif not finite:
         never = " For the best prompt it never does: an update costs more than the steps that it saves."
+    ways = "; or ".join(f"{text} (<i>{way}</i>)" for way, text in WAYS.items())
     return f"""<p>A generator has to pay for its zoo and its training before it is cheaper than training
 each network to the same quality.{never} The zoo's CPU time and that of its runs are as recorded when it was
-made, updates and steps were timed for this evaluation.</p> <div
+made, updates and steps were timed for this evaluation. A network is trained {ways}.</p> <div
 class="figures"><figure>{svg}<figcaption>All that so many networks cost, as good as those made for the best
 prompt, {show(e.result.get("best_prompt"))}.</figcaption></figure>{spent}</div>{table(*rows, heads=heads)}"""
 

@@ -98,7 +98,7 @@ def test_starts_that_are_tuned_are_what_they_are_called(material: Material, foun
     start = material.held_out.metrics["test_loss"][:3, 0]
     torch.testing.assert_close(arrays["finetune_random_test_loss"][:, 0], start)
     assert arrays["finetune_retrieved_test_loss"][0, 0] < start.min()
-    assert arrays["finetune_equal_test_loss"].shape == (3, 2)
+    assert arrays["finetune_trained_test_loss"].shape == (3, 2)
 
 
 def test_sections_hold_their_figures(page: str) -> None:
