@@ -22,6 +22,7 @@ from generator.card import model_card
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
+from generator.hole import check_hole, outside
 from generator.layouts import LAYOUTS
 from generator.pairs import WindowFeed
 from generator.reading import reservoir_of
@@ -51,13 +52,15 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         raise ValueError(
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
+    columns = training_checkpoints(zoo, num_training)
+    check_hole(columns[zoo.header.prompted], config.hole)
+    seen = outside(columns, zoo.header.prompted, config.hole)[zoo.header.prompted]
     coordinates = Coordinates.fit(task, rank=config.rank)
-    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS)
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole)
     rng = torch.Generator().manual_seed(config.training.seed)
-    seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
     layout = LAYOUTS[config.training.model.tokens]
     scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
-    origin = Origin.of_zoo(zoo, num_training)
+    origin = Origin.of_zoo(zoo, num_training, config.hole)
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
