@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | ...`."""
+"""The command line: `theta make | verify | info | train | tune | prompt | evaluate | report | ...`."""
 
 import contextlib
 import dataclasses
@@ -49,6 +49,10 @@ VERBS = {
     "train": (
         "train",
         "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
+    ),
+    "tune": (
+        "tune",
+        "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
     ),
     "prompt": (
         "prompt",
