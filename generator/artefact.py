@@ -27,6 +27,7 @@ from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
 from .samplers import SAMPLERS, Covariance, Denoise, Sampling
 from .trajectory import optimal_trajectory
+from .width import transfer
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
@@ -109,6 +110,8 @@ class WeightGenerator:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
             model = layout.make(coordinates, config)
+            if config.base_width is not None:
+                transfer(model, layout.make(coordinates, config.at_base()))
         return cls(origin, coordinates, scaling, model, reference if layout.sorts else None)
 
     @property
