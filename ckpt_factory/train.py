@@ -44,6 +44,7 @@ def train_stack(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    starts: Float[Tensor, "K D"] | None = None,
 ) -> Rows:
     """Train runs together and return their checkpoints, at the steps that the plan saves.
 
@@ -51,6 +52,9 @@ def train_stack(
     in sequence share their mini-batches, each block its optimizer and batch size. Metrics are those of the
     parameters as stored: theta is rounded to `dtype` first. A run that diverges goes on with its non-finite
     numbers and disturbs no other.
+
+    Args:
+        starts: networks to train on, in the place of the initialisations that the plan draws.
 
     Raises:
         ValueError: the runs are not whole groups, or the task does not train on that device.
@@ -62,7 +66,12 @@ def train_stack(
         )
     _check_device(task, device)
     task = task.with_products(plan.precision, compile=plan.compile)
-    blocks = [_train_block(task, plan, block, dtype, device) for block in plan.blocks(runs)]
+    if starts is None:
+        scale = torch.tensor([run.init_scale for run in runs]).unsqueeze(1)
+        starts = initial_networks(task, plan, runs) * scale
+    parts, blocks = plan.blocks(runs), []
+    for part, theta in zip(parts, starts.split([len(part) for part in parts]), strict=True):
+        blocks.append(_train_block(task, plan, part, theta, dtype, device))
     if len(blocks) == 1:
         return blocks[0]
     return Rows(
@@ -77,12 +86,11 @@ def _train_block(
     task: Task,
     plan: RunPlan,
     runs: Sequence[RunSettings],
+    theta: Float[Tensor, "K D"],
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Rows:
-    scale = torch.tensor([run.init_scale for run in runs]).unsqueeze(1)
-    theta = (initial_networks(task, plan, runs) * scale).to(device)
-    params = {name: value.clone() for name, value in task.spec.unflatten(theta).items()}
+    params = {name: value.clone() for name, value in task.spec.unflatten(theta.to(device)).items()}
     next_batch = task.sampler(plan.order_rngs(runs), runs[0].batch_size, plan.variation(runs))
     optimizer = stack_optimizer(plan, runs, params)
     peak_lr = optimizer.param_groups[0]["lr"]

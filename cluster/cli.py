@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | ...`."""
+"""The command line: `theta make | verify | info | train | tune | prompt | evaluate | report | ...`."""
 
 import contextlib
 import dataclasses
@@ -61,6 +61,10 @@ VERBS = {
     "moments": (
         "moments",
         "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
+    ),
+    "tune": (
+        "tune",
+        "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
     ),
     "prompt": (
         "prompt",

@@ -15,6 +15,7 @@ from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, coordinates_of_parts
+from generator.hole import without_hole
 from generator.pairs import Runs
 
 RUNS_PER_BATCH = 64
@@ -80,10 +81,10 @@ def read_runs(row: dict[str, Any], *, zoo_path: Path, parts: Any) -> list[dict[s
     zoo = Zoo.open(zoo_path)
     rows = zoo.read_unit(row["unit"], [row["group"]])
     kept = rows.run_ids < fields["origin"]["num_training_runs"]
-    metric = rows.metrics[zoo.header.prompted][kept]
     theta = rows.theta[kept].float()
     z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-    return [{"z": z[k].numpy(), "metric": metric[k].numpy()} for k in range(len(z))]
+    runs = without_hole(Runs(z, rows.metrics[zoo.header.prompted][kept]), fields["origin"]["hole"])
+    return [{"z": z.numpy(), "metric": metric.numpy()} for z, metric in zip(*runs, strict=True)]
 
 
 def stream_runs(shard: DataIterator | None, *, epochs: int | None, prefetch: int = 4) -> Iterator[Runs]:

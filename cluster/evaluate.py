@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ckpt_factory import Task, make, with_options
 from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
+from generator.amortise import amortised
 from generator.artefact import MODEL, WeightGenerator
 from generator.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
 from generator.evaluate import (
@@ -25,15 +27,19 @@ from generator.evaluate import (
     summarise,
     training_checkpoints,
 )
+from generator.hole import outside
 from generator.novelty import Search, evenly, merge_neighbours, training_runs
 from generator.prompt import check_prompts
+from generator.recipe import steps_per_epoch
 from generator.samplers import SamplerName, Trajectory
 from generator.starts import STARTS, recursive_curves
+from generator.suite import Found, SuiteConfig, parts_of
 
 from .audit import NUM_PARTS, over_ray
 from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
+from .suite import Evaluated, part_remotely, spent_on
 
 DISTANCES = ("distance_generated", "distance_held_out", "distance_ratio")
 """What an audit measures of distances, that an evaluation measures without one, too."""
@@ -83,6 +89,8 @@ class EvaluateConfig:
     """Updates in a row, always for the best metric, of starts unlike the zoo's (halved, doubled, orthogonal,
     uniform) and of its own; 0: none, 10 as published. They cost 5 times so many updates for each network, the
     prompts `num_prompts` times `num_seeds`."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    """Further parts."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -106,13 +114,19 @@ def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
     Raises:
         ValueError: the task knows no episodes, or its images are not there.
     """
+    id = id_of_task(config, zoo)
+    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+
+
+def id_of_task(config: EvaluateConfig, zoo: Zoo) -> str:
+    """Of the zoo's task, with as many episodes as asked for."""
     id = zoo.header.task
     if config.episodes is not None:
         try:
             id = with_options(id, episodes=config.episodes)
         except ValueError as error:
             raise ValueError(f"episodes is {config.episodes}, but {error}; leave --episodes out") from None
-    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+    return id
 
 
 @ray.remote(num_cpus=1)
@@ -179,33 +193,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             label="warning",
         )
     data = ray.put(getattr(task, "data", None))
-    kinds = list(STARTS) if config.ood else []
-    refs = [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]
-    refs += [curves_of_start.remote(config, data, kind) for kind in kinds]
-    refs += [measured_remotely.remote(config, data)] if config.episodes is not None else []
+    refs = _remote_parts(config, generator, zoo, data)
     more = NUM_PARTS if config.audit else PARTS_OF_A_ZOO if config.distance_networks else 0
-    with ProgressBar("evaluate", len(refs) + more, "parts") as bar:
-        done = []
-        for ref in refs:
-            done.append(ray.get(ref))
-            bar.update(len(done))
-        counter = itertools.count(len(done) + 1)
+    with ProgressBar("evaluate", sum(map(len, refs.values())) + more, "parts") as bar:
+        counter = itertools.count(1)
+        done: dict[str, list[Any]] = {name: [] for name in refs}
+        for name, ref in [(name, ref) for name, each in refs.items() for ref in each]:
+            done[name].append(ray.get(ref))
+            bar.update(next(counter))
         each = over_ray(task, data, config.data_root, lambda: bar.update(next(counter)))
-        grids, curves = done[: config.num_seeds], dict(zip(kinds, done[config.num_seeds :], strict=False))
-        held_out = done[-1] if config.episodes is not None else held_out
+        grids, held_out = done["grids"], (done["held_out"] or [held_out])[0]
         training = training_checkpoints(zoo, generator.origin.num_training_runs)
+        training = outside(training, generator.origin.prompted, generator.origin.hole)
         audited, arrays = _audit_or_distances(config, generator, zoo, task, held_out, grids[0], each)
     result, more = summarise(generator, held_out, grids, training, task)
     result |= audited
     arrays |= more | {"run_ids": torch.tensor(held_out.run_ids)}
-    if "distance_generated" in arrays:
-        generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
-        result |= {
-            "distance_generated": float(generated),
-            "distance_held_out": float(reference),
-            "distance_ratio": float(generated / reference),
-        }
-    for kind, curve in curves.items():
+    result |= _distance_numbers(arrays)
+    numbers, tensors = _further(config, zoo, held_out, grids, done["further"])
+    result |= numbers
+    arrays |= tensors
+    for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
@@ -225,6 +233,55 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "num_seeds": config.num_seeds,
         "wall_s": time.monotonic() - started,
     }
+
+
+def _remote_parts(
+    config: EvaluateConfig, generator: WeightGenerator, zoo: Zoo, data: Any
+) -> dict[str, list[Any]]:
+    """References to all that is measured, by what it is, in the order in which it is begun."""
+    evaluated, parts = _evaluated(config, zoo), parts_of(config.suite, generator)
+    again = config.episodes is not None
+    return {
+        "grids": [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)],
+        "curves": [curves_of_start.remote(config, data, kind) for kind in STARTS if config.ood],
+        "held_out": [measured_remotely.remote(config, data)] if again else [],
+        "further": [part_remotely.remote(evaluated, config.suite, data, part) for part in parts],
+    }
+
+
+def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
+    return Evaluated(
+        generator=config.generator,
+        zoo=config.zoo,
+        task=id_of_task(config, zoo),
+        data_root=config.data_root,
+        num_networks=config.num_networks,
+        best=config.best_prompt,
+        steps=config.steps,
+        sampler=config.sampler,
+        trajectory=config.trajectory,
+    )
+
+
+def _further(
+    config: EvaluateConfig,
+    zoo: Zoo,
+    held_out: HeldOut,
+    grids: Sequence[dict[str, Any]],
+    parts: Sequence[Found],
+) -> Found:
+    """What the further parts have found, and after how many networks the generator has paid for itself."""
+    result, arrays = {}, {}
+    for numbers, tensors in parts:
+        result |= numbers
+        arrays |= tensors
+    if config.suite.amortise:
+        column = f"test_{zoo.header.prompted.removeprefix('validation_')}"
+        spent, num_steps = spent_on(config.generator, zoo), zoo.header.runs_plan.num_steps
+        paid = amortised(held_out, grids, column, zoo.header.objective, spent, result, num_steps)
+        result |= paid[0]
+        arrays |= paid[1]
+    return result, arrays
 
 
 def _audit_or_distances(
@@ -260,17 +317,34 @@ def _audit_or_distances(
     return {}, {"distance_generated": generated, "distance_held_out": reference}
 
 
+def _distance_numbers(arrays: dict[str, Tensor]) -> dict[str, float]:
+    """Medians and their ratio, where distances were measured."""
+    if "distance_generated" not in arrays:
+        return {}
+    generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
+    return {
+        "distance_generated": float(generated),
+        "distance_held_out": float(reference),
+        "distance_ratio": float(generated / reference),
+    }
+
+
 def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
     check_measurable(zoo, "an evaluation")
     check_belongs(WeightGenerator.load(config.generator), zoo)
-    task_of(config, zoo)
+    task = task_of(config, zoo)
+    if config.suite.amortise:
+        spent_on(config.generator, zoo)
+    if config.suite.fine_tune:
+        steps_per_epoch(task, zoo.header.runs_plan.batch_size[0])  # refused where there are no epochs
 
 
 COMMAND = Command(
     EvaluateConfig,
     lambda config: (evaluate(config), config.out, 0),
     check=_check,
-    examples="theta evaluate --generator runs/generator --zoo runs/zoo --out runs/evaluation",
+    examples="theta evaluate --generator runs/generator --zoo runs/zoo --out runs/evaluation\n"
+    "theta evaluate --rivals 10 --fine-tune 0 1 5 20 --amortise --walk 24 --out runs/evaluation-whole",
 )

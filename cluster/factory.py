@@ -318,8 +318,8 @@ class CheckpointFactory:
 def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
     runs = zoo.read_runs() if zoo.finished_units() else None
     made = sum(report["runs"] for report in reports)
-    logged = _logged(zoo)  # of this and of earlier sessions
-    runs_logged, cpu_s = (sum(each[name] for each in logged) for name in ("runs", "cpu_s"))
+    reports_of_all = logged(zoo)  # of this and of earlier sessions
+    runs_logged, cpu_s = (sum(each[name] for each in reports_of_all) for name in ("runs", "cpu_s"))
     return {
         "task": zoo.header.task,
         "runs": len(runs) if runs else 0,
@@ -333,7 +333,7 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
     }
 
 
-def _logged(zoo: Zoo) -> list[dict[str, Any]]:
+def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
     for line in (zoo.path / LOG).read_text().splitlines() if (zoo.path / LOG).exists() else []:

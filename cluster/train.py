@@ -4,14 +4,16 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from ray.data import ExecutionOptions
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory import make
@@ -22,10 +24,11 @@ from generator.card import model_card
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
+from generator.hole import check_hole, outside
 from generator.layouts import LAYOUTS
 from generator.pairs import WindowFeed
 from generator.reading import reservoir_of
-from generator.train import TrainConfig, faster_precision, train
+from generator.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
 from .command import Command
@@ -34,13 +37,15 @@ from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .train_config import PRESETS, GeneratorConfig
-from .training_log import LOG, TrainingLog, following, read_log
+from .training_log import LOG, TrainingLog, following, read_log, resume_log
 
 RAY_FOLDER, STATE, REQUEST = "ray_train", "state.pt", "request.json"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
 """Training runs that coordinates and scales are fitted on."""
+Observe = Callable[[WeightGenerator, Report, dict[str, Any] | None], Report]
+"""(the generator, how to report, the state it goes on from) -> how to report instead."""
 
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
@@ -51,13 +56,15 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         raise ValueError(
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
+    columns = training_checkpoints(zoo, num_training)
+    check_hole(columns[zoo.header.prompted], config.hole)
+    seen = outside(columns, zoo.header.prompted, config.hole)[zoo.header.prompted]
     coordinates = Coordinates.fit(task, rank=config.rank)
-    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS)
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole)
     rng = torch.Generator().manual_seed(config.training.seed)
-    seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
     layout = LAYOUTS[config.training.model.tokens]
     scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
-    origin = Origin.of_zoo(zoo, num_training)
+    origin = Origin.of_zoo(zoo, num_training, config.hole)
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
@@ -65,13 +72,19 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     return replace(made, sampling=config.sampling)
 
 
-def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> TorchTrainer:
+def make_trainer(
+    config: GeneratorConfig,
+    zoo: Zoo,
+    generator: WeightGenerator,
+    observe: Observe | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
     """Ray's own trainer for a generator; `fit()` trains it, the same config again resumes it."""
     workers, limit = config.num_workers, generator.origin.num_training_runs
     parts = partition(zoo, limit, num_workers=workers, seed=config.training.seed)
     run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     return TorchTrainer(
-        train_loop,
+        partial(train_loop, observe=observe),
         train_loop_config={
             "training": asdict(config.training),
             "parts": generator.to_parts(),
@@ -95,12 +108,12 @@ def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) 
             storage_path=str((config.out / RAY_FOLDER).absolute()),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[TrainingLog(config.out.absolute() / LOG)],
+            callbacks=[TrainingLog(config.out.absolute() / LOG), *callbacks],
         ),
     )
 
 
-def train_loop(loop_config: dict[str, Any]) -> None:
+def train_loop(loop_config: dict[str, Any], observe: Observe | None = None) -> None:
     """What every training worker runs."""
     torch.set_num_threads(1)
     config = TrainConfig(**loop_config["training"] | {"model": DiTConfig(**loop_config["training"]["model"])})
@@ -117,7 +130,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         lambda step, num, rng: generator.arrange(feed.draw(step, num, rng), rng=rng),
         generator.scaling,
         config,
-        report=report,
+        report=observe(generator, report, state) if observe else report,
         state=state,
         wrap=prepare_model,
         rank=rank,
@@ -163,9 +176,15 @@ def check(config: GeneratorConfig) -> Zoo:
     return zoo
 
 
-def fit(config: GeneratorConfig) -> dict[str, Any]:
+def fit(
+    config: GeneratorConfig, *, observe: Observe | None = None, callbacks: Sequence[UserCallback] = ()
+) -> dict[str, Any]:
     """Train a generator on the connected cluster, or go on where a killed training stopped; returns its
     metrics.
+
+    Args:
+        observe: what adds to every report, in the worker that makes it.
+        callbacks: of Ray Train, which see all reports.
 
     Raises:
         ValueError: `config.out` holds another training, or the zoo cannot be trained on.
@@ -176,7 +195,7 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         say(f"zoo {zoo.path} lacks {missing} of its {zoo.header.num_units} shards: training on the others")
     generator = None
     if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
-        _check_resources(config)
+        check_resources(config)
         generator = prepare(config, zoo)
         limit = generator.origin.num_training_runs
         partition(zoo, limit, num_workers=config.num_workers, seed=config.training.seed)
@@ -184,12 +203,13 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
         return json.loads((config.out / CONFIG).read_text())["training"]
-    _check_resources(config)
+    check_resources(config)
     started = time.monotonic()
-    _resume(config.out)
+    saved = (config.out / RAY_FOLDER).glob("*/step-*")
+    resume_log(config.out, max((int(path.name.removeprefix("step-")) for path in saved), default=None))
     generator = generator or prepare(config, zoo)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
-    trainer = make_trainer(config, zoo, generator)
+    trainer = make_trainer(config, zoo, generator, observe, callbacks)
     try:
         with following(config.out / LOG):
             result = trainer.fit()
@@ -226,18 +246,6 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     return metrics
 
 
-def _resume(folder: Path) -> None:
-    """Say where an interrupted training goes on, and forget of its log what will be done again."""
-    saved = [int(path.name.removeprefix("step-")) for path in (folder / RAY_FOLDER).glob("*/step-*")]
-    entries = read_log(folder / LOG)
-    if saved:
-        say(f"resuming the training in {folder} from step {max(saved):,}")
-    elif entries:
-        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
-    kept = [entry for entry in entries if saved and entry["step"] <= max(saved)]
-    write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-
 def _loads(folder: Path) -> bool:
     try:
         WeightGenerator.load(folder)
@@ -247,7 +255,7 @@ def _loads(folder: Path) -> bool:
     return True
 
 
-def _check_resources(config: GeneratorConfig) -> None:
+def check_resources(config: GeneratorConfig) -> None:
     """Ray would wait for ever for what the cluster does not have."""
     has = ray.cluster_resources()
     for name, each in (("CPU", WORKER_CPUS), ("GPU", int(config.use_gpu))):

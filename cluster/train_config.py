@@ -6,6 +6,7 @@ from pathlib import Path
 
 from generator.dit import DiTConfig
 from generator.gpt.recipe import published_training
+from generator.hole import Hole
 from generator.samplers import SamplerName, Sampling, Trajectory
 from generator.train import TrainConfig
 
@@ -45,6 +46,10 @@ class GeneratorConfig:
     calibrate: int = 0
     """Training initialisations that prompts are calibrated on when the training is over: networks are made
     for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
+    hole: Hole | None = None
+    """Leave out of the training, as targets and as starts, every checkpoint whose prompted metric, on the
+    validation split, lies between LOW and HIGH: `theta evaluate` then prompts inside the hole, whether what
+    was never seen can be made."""
     training: TrainConfig = field(default_factory=TrainConfig)
     """The training itself."""
 
@@ -60,6 +65,8 @@ class GeneratorConfig:
             raise ValueError(
                 f"calibrate is {self.calibrate}, moments {self.moments}; expected neither to be negative"
             )
+        if self.hole is not None and not self.hole[0] < self.hole[1]:
+            raise ValueError(f"hole is {self.hole}; expected two metrics, LOW < HIGH")
         if self.sampling.needs_moments and not self.moments:
             raise ValueError(
                 f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "

@@ -9,7 +9,9 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from .progress import ProgressBar
+from ckpt_factory.files import write_text
+
+from .progress import ProgressBar, say
 
 LOG = "training.jsonl"
 
@@ -34,6 +36,17 @@ def read_log(path: Path) -> list[dict[str, float | int]]:
         with suppress(json.JSONDecodeError):  # a line that a kill has torn
             entries.append(json.loads(line))
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
+def resume_log(folder: Path, saved: int | None) -> None:
+    """Say where the training in a folder goes on, after step `saved`, and forget what will be done again."""
+    entries = read_log(folder / LOG)
+    if saved is not None:
+        say(f"resuming the training in {folder} from step {saved:,}")
+    elif entries:
+        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
+    kept = [entry for entry in entries if saved is not None and entry["step"] <= saved]
+    write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 @contextmanager

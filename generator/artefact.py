@@ -22,10 +22,12 @@ from .analytic import Moments
 from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig
+from .hole import Hole
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
 from .samplers import SAMPLERS, Covariance, Denoise, Sampling
 from .trajectory import optimal_trajectory
+from .width import transfer
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
@@ -49,9 +51,11 @@ class Origin:
     """Runs with a smaller id were trained on; the others are held out."""
     inputs: str = ""
     """How a network's input is made from raw data."""
+    hole: Hole | None = None
+    """Training checkpoints with a metric between these two were never learned from."""
 
     @classmethod
-    def of_zoo(cls, zoo: Zoo, num_training_runs: int) -> "Origin":
+    def of_zoo(cls, zoo: Zoo, num_training_runs: int, hole: Hole | None = None) -> "Origin":
         return cls(
             task=zoo.header.task,
             prompted=zoo.header.prompted,
@@ -59,7 +63,14 @@ class Origin:
             zoo_sha256=sha256(zoo.path / HEADER),
             num_training_runs=num_training_runs,
             inputs=zoo.header.inputs,
+            hole=hole,
         )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Origin":
+        """From what config.json says."""
+        hole = fields.get("hole")  # generators saved before say nothing of it
+        return cls(**{**fields, "hole": None if hole is None else tuple(hole)})
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,8 @@ class WeightGenerator:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
             model = layout.make(coordinates, config)
+            if config.base_width is not None:
+                transfer(model, layout.make(coordinates, config.at_base()))
         return cls(origin, coordinates, scaling, model, reference if layout.sorts else None)
 
     @property
@@ -131,6 +144,7 @@ class WeightGenerator:
         sampler: str | None = None,
         trajectory: str | None = None,
         at_once: int = AT_ONCE,
+        noise: Float[Tensor, "K Z"] | None = None,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -144,6 +158,7 @@ class WeightGenerator:
                 own, prompts are what it is asked for, without calibration.
             trajectory: "even" or "optimal"; default its own.
             at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
+            noise: what sampling begins with, standard normal; default drawn from rng.
 
         Raises:
             ValueError: an unknown sampler, one that needs moments that it has not, or networks, metrics and
@@ -161,7 +176,9 @@ class WeightGenerator:
         if self.calibration is not None and sampling == self.sampling:
             prompt, stretch = self.calibration.ask(prompt), self.calibration.stretch
         sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta.device), rng=rng, **more)
-        parts = zip(theta.split(at_once), metric.split(at_once), prompt.split(at_once), strict=True)
+        thetas, metrics, prompts = (each.split(at_once) for each in (theta, metric, prompt))
+        noises = [None] * len(thetas) if noise is None else noise.split(at_once)
+        parts = zip(thetas, metrics, prompts, noises, strict=True)
         made = torch.cat([self._sampled(*part, sample, rng) for part in parts])
         return made if stretch == 1 else torch.lerp(theta, made, stretch)
 
@@ -178,6 +195,7 @@ class WeightGenerator:
         theta: Tensor,
         metric: Tensor,
         prompt: Tensor,
+        noise: Tensor | None,
         sample: Callable[[Denoise, Tensor], Tensor],
         rng: torch.Generator,
     ) -> Tensor:
@@ -187,8 +205,8 @@ class WeightGenerator:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
         denoise = self.denoiser(z, metric, prompt)
-        noise = torch.randn(z.shape, generator=rng).to(z)
-        u = sample(denoise, noise)
+        noise = torch.randn(z.shape, generator=rng) if noise is None else noise
+        u = sample(denoise, noise.to(z))
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
@@ -254,12 +272,13 @@ class WeightGenerator:
             from_best=fields.get("from_best", False),  # generators saved before had none
         )
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
-        made = cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
+        made = cls.untrained(
+            Origin.from_fields(fields["origin"]), coordinates, scaling, config, seed, reference
+        )
         calibration = None
         if f"{CALIBRATION}/asked" in tensors:
-            calibration = Calibration(
-                *(tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got")), fields.get("stretch", 1.0)
-            )
+            asked, got = (tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got"))
+            calibration = Calibration(asked, got, fields.get("stretch", 1.0))
         sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
         moments = _under(MOMENTS, tensors)
         return replace(

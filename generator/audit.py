@@ -139,8 +139,7 @@ def judge(
     task: Task, bench: Bench, theta: Float[Tensor, "K D"], nearest: Float[Tensor, "K D"] | None = None
 ) -> Judged:
     """Judge networks; with their `nearest` training checkpoints all that there is to find."""
-    unknown = torch.full((len(theta),), torch.nan)
-    overlap, overlap_nearest, rest = unknown, unknown, unknown
+    overlap, overlap_nearest, rest = (torch.full((len(theta),), torch.nan) for _ in range(3))
     wrong = wrong_predictions(task, theta) if bench.wrong is not None else None
     if wrong is not None and bench.wrong is not None:
         overlap = overlaps(wrong, bench.wrong).amax(1)

@@ -19,6 +19,11 @@ def how_sampled(generator: WeightGenerator) -> str:
     return line if calibration.stretch == 1 else f"{line} with updates {calibration.stretch:g} times as long"
 
 
+def _hole(generator: WeightGenerator) -> str:
+    hole = generator.origin.hole
+    return f"; between {hole[0]:.4g} and {hole[1]:.4g} nothing was learned from" if hole else ""
+
+
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:
     """README.md of a generator: what it makes, from what it learned, how to use it, what it cannot do."""
     origin, scaling, config = generator.origin, generator.scaling, generator.model.config
@@ -35,7 +40,7 @@ Given a network, its {origin.prompted} and a prompted one, it makes the updated 
 | task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
 | input | {origin.inputs or "as the task gives it"} |
 | metric | {origin.prompted}, {origin.objective}; \
-seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
+seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation{_hole(generator)} |
 | tokens | {config.tokens} |
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |

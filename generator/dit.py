@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,6 +40,9 @@ class DiTConfig:
     """Attention heads."""
     mlp_ratio: int = 4
     """Hidden width of a block's MLP over its width."""
+    base_width: int | None = None
+    """The width that learning rate, weight decay and initial sizes are meant for; those of a model of another
+    width are derived from them (muP). Default: meant for the width it has."""
 
     def __post_init__(self) -> None:
         if self.chunk is not None and (self.tokens == "units" or self.chunk < 1):
@@ -52,6 +55,17 @@ class DiTConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width is {self.width}; expected an even multiple of heads = {self.heads}")
+        head = self.width // self.heads
+        if self.base_width is not None and (self.base_width < 2 or self.base_width % head):
+            raise ValueError(
+                f"base_width is {self.base_width} with heads of width {head}; expected a multiple of that: "
+                "heads keep their width, give more --heads to a wider model"
+            )
+
+    def at_base(self) -> "DiTConfig":
+        """The same model at its base width, with heads of the same width."""
+        width = self.base_width or self.width
+        return replace(self, width=width, heads=width * self.heads // self.width)
 
 
 class ScalarEmbedding(nn.Module):
@@ -115,6 +129,8 @@ class Denoiser(nn.Module, ABC):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config
+        self.lr_scales: dict[str, float] = {}
+        """Of parameters whose learning rate is not the optimizer's own: what it is multiplied by."""
 
     @abstractmethod
     def forward(

@@ -135,7 +135,7 @@ def sgd_curves(
     equivalent: float | None = None,
 ) -> str:
     """Learning curves of the zoo's runs; with `reached`, the level of one update and where it crosses."""
-    columns = [_numbers(column) for column in metric.T]
+    columns = [finite_numbers(column) for column in metric.T]
     kept = [j for j, column in enumerate(columns) if column.size]
     x = np.log1p(steps.double().numpy()[kept])
     levels = np.array([np.quantile(columns[j], [0.1, 0.25, 0.5, 0.75, 0.9]) for j in kept]).reshape(-1, 5).T
@@ -147,13 +147,13 @@ def sgd_curves(
         ax.plot(x, levels[2], color=LIGHT["sgd"], lw=2, label=f"{by}, median")
         _step_axis(ax, last)
         ax.set(xlabel=f"{by} step", ylabel=label)
-        if reached is not None and _numbers(reached).size:
-            low, level, high = np.quantile(_numbers(reached), [0.25, 0.5, 0.75])
+        if reached is not None and finite_numbers(reached).size:
+            low, level, high = np.quantile(finite_numbers(reached), [0.25, 0.5, 0.75])
             ax.axhspan(low, high, color=LIGHT["made"], alpha=0.15, lw=0)
             ax.axhline(level, color=LIGHT["made"], lw=2, label="one update")
             if equivalent is not None and math.isfinite(equivalent):
                 _crossing(ax, math.log1p(equivalent), level, f"{equivalent:,.0f} steps")
-        plain_log(ax, _numbers(metric), label)
+        plain_log(ax, finite_numbers(metric), label)
         legend(ax)
 
     kind = "learning" if reached is None else "update"
@@ -187,7 +187,7 @@ def prompted_achieved(
 
 def alignments(made: Float[Tensor, " M"], retrieved: Float[Tensor, " N"]) -> str:
     """Prompt alignment of each network: a histogram from -1, below which all stand in the first bin."""
-    values, control = _numbers(made), _numbers(retrieved)
+    values, control = finite_numbers(made), finite_numbers(retrieved)
 
     def paint(ax: Axes) -> None:
         lowest = float(np.floor(10 * max(-1.0, min(values.min(initial=0.9), 0.9))) / 10)
@@ -261,7 +261,7 @@ def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
     def paint(ax: Axes) -> None:
         everything = []
         for colour, (title, values) in zip(colours, curves.items(), strict=False):
-            kept = [_numbers(column) for column in values.T]
+            kept = [finite_numbers(column) for column in values.T]
             x = [j for j, column in enumerate(kept) if column.size]
             low, middle, high = (
                 np.array([np.quantile(kept[j], [0.25, 0.5, 0.75]) for j in x]).reshape(-1, 3).T
@@ -277,7 +277,7 @@ def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
     return _svg("recursion", f"{label} over updates in a row", paint)
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def finite_numbers(values: Tensor) -> np.ndarray:
     flat = values.double().flatten().numpy()
     return flat[np.isfinite(flat)]
 

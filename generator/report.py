@@ -11,7 +11,7 @@ from torch import Tensor
 from ckpt_factory.card import recipe_facts, zoo_summary
 from ckpt_factory.zoo import Zoo
 
-from . import plots, sections
+from . import plots, sections, suite_sections
 from .artefact import WeightGenerator
 from .evaluate import prompt_alignment
 from .evidence import Evidence, label
@@ -55,6 +55,7 @@ def render_report(
         *([("film", "Watch them", lambda e: sections.film(film), ())] if film else []),
         ("sgd", f"One update against {e.rival}", _against_sgd, ("steps", "sgd_steps", *one)),
         *([("recursion", "Starts unlike the zoo's", sections.recursion, ())] if e.has(ood) else []),
+        *suite_sections.chapters(e),
         ("distances", "Is it new?", sections.distances, ("distance_generated", "distance_held_out")),
         *([("audit", "Is it more than copies and noise?", sections.audit, ())] if e.audited else []),
         ("weights", "The weights", sections.weights, (*grid, *networks, *one)),

@@ -18,9 +18,12 @@ from .conditioning import Scaling
 from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
 from .pairs import Pairs, PairsName
+from .width import parameter_groups
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "tiger", "amos"]
+TRANSFERS = ("adamw", "lion")
+"""Optimizers whose steps have the size of the learning rate in every entry: their widths transfer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,11 @@ class TrainConfig:
                 f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} and warmup_steps "
                 f"{self.warmup_steps} finite and not negative"
             )
+        if self.model.base_width is not None and self.optimizer not in TRANSFERS:
+            raise ValueError(
+                f"base_width is {self.model.base_width} with optimizer {self.optimizer!r}, whose rates "
+                f"follow other rules; expected one of {', '.join(TRANSFERS)}"
+            )
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise ValueError(f"time_budget_s is {self.time_budget_s}; expected a positive number of seconds")
 
@@ -93,19 +101,16 @@ class Training:
     def __init__(self, model: Denoiser, config: TrainConfig, rank: int):
         self.model, self.config, self.rank = model, config, rank
         self.ema = copy.deepcopy(model).requires_grad_(False)
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-        matrices = [p for p in model.parameters() if id(p) in linear]
-        others = [p for p in model.parameters() if id(p) not in linear]
-        self.optimizer = _make_optimizer(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}], config
-        )
+        self.optimizer = _make_optimizer(parameter_groups(model, config.weight_decay), config)
         self.rng = seeded(config.seed, 1, rank)
         self.step, self.elapsed_s = 0, 0.0
 
     def update(self, loss: Tensor, progress: float) -> None:
         """One optimizer step, and the average follows."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * _lr_factor(self.step, progress, self.config)
+            group["lr"] = (
+                self.config.lr * group.get("lr_scale", 1.0) * _lr_factor(self.step, progress, self.config)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

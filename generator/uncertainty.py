@@ -30,15 +30,15 @@ def measure_moments(
     Raises:
         ValueError: fewer than two held-out runs.
     """
-    first, end = generator.origin.num_training_runs, zoo.header.num_runs
+    first, end, hole = generator.origin.num_training_runs, zoo.header.num_runs, generator.origin.hole
     if end - first < 2:
         raise ValueError(
             f"zoo {zoo.path} has {end - first} held-out runs; expected at least two, to measure on and to "
             "evaluate on: hold out more when training"
         )
     second_half = first + (end - first + 1) // 2
-    training = reservoir_of(zoo, generator.coordinates, 0, first, MOST_RUNS)
-    held_out = reservoir_of(zoo, generator.coordinates, second_half, end, MOST_RUNS)
+    training = reservoir_of(zoo, generator.coordinates, 0, first, MOST_RUNS, hole)
+    held_out = reservoir_of(zoo, generator.coordinates, second_half, end, MOST_RUNS, hole)
     if not len(held_out):
         raise ValueError(
             f"zoo {zoo.path} has no finished runs from {second_half} on; finish it with `theta make`"

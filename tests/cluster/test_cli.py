@@ -322,7 +322,7 @@ def test_prompt_outside_of_what_the_zoo_has_seen_is_a_warning_with_the_range(
 def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: Path) -> None:
     paths = ["--zoo", str(digits_zoo.path), "--generator", str(generator_folder)]
     flags = ["--num-networks", "4", "--num-prompts", "5", "--num-seeds", "2", "--distance-networks", "2"]
-    flags += ["--ood", "2", "--steps", "2"]
+    flags += ["--ood", "2", "--steps", "2", "--beyond", "2", "--walk", "4", "--fine-tune", "0", "1"]
     assert run(["evaluate", *paths, *flags, "--out", str(tmp_path / "e")]) == 0
     result = json.loads((tmp_path / "e" / "result.json").read_text())
     assert {"prompt_alignment", "one_update_test_error", "sgd_equivalent_steps", "wall_s"} <= set(result)
@@ -331,10 +331,21 @@ def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: 
     assert run(["report", *paths, "--evaluation", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
     page = (tmp_path / "r" / "report.html").read_text()
     assert "digits-mlp-v0" in page
-    assert '<section id="recursion">' in page
+    for name in ("recursion", "beyond", "walk", "finetune"):
+        assert f'<section id="{name}">' in page
+    assert len(result["finetune_generated_test_error"]) == 2
     assert {name: len(values) for name, values in result.items() if name.startswith("ood_")} == dict.fromkeys(
         (f"ood_{kind}" for kind in STARTS), 3
     )
+
+
+def test_costs_that_nobody_recorded_are_refused(
+    refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    paths = ["--zoo", digits_zoo.path, "--generator", generator_folder, "--out", tmp_path / "e"]
+    assert "no record of what its runs have cost" in refused("evaluate", *paths, "--amortise")
+    line = refused("evaluate", *paths, "--fine-tune", "5", "1")
+    assert "fine_tune is (5, 1); expected numbers of epochs, ascending" in line
 
 
 def test_episodes_are_refused_for_tasks_that_have_none(

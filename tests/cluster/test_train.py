@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
 import safetensors.torch
 import torch
 
@@ -15,6 +16,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster import train
+from cluster.data import read_runs
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, WeightGenerator
 from generator.evaluate import training_starts
@@ -50,6 +52,22 @@ def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path,
     assert (trained / MODEL).stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"holds another training, with rank 128 \(now 0\)"):
         train.fit(config(digits_zoo, trained, rank=0))
+
+
+def test_a_hole_is_left_out_of_all_that_is_learned_from(digits_zoo: Zoo, tmp_path: Path) -> None:
+    hole = (1.0, 2.0)
+    training = dataclasses.replace(TRAINING, steps=40)
+    train.fit(config(digits_zoo, tmp_path, hole=hole, training=training))
+    generator = WeightGenerator.load(tmp_path)
+    assert generator.origin.hole == hole
+    assert "between 1 and 2 nothing was learned from" in (tmp_path / "README.md").read_text()
+    parts = ray.put(generator.to_parts())
+    row = {"unit": 0, "group": 0}
+    for run in read_runs(row, zoo_path=digits_zoo.path, parts=parts):
+        assert not ((run["metric"] > 1.0) & (run["metric"] < 2.0)).any()
+        assert run["metric"].max() >= 2.0
+    with pytest.raises(ValueError, match="of 144 training checkpoints; expected some"):
+        train.fit(config(digits_zoo, tmp_path / "none", hole=(8.0, 9.0)))
 
 
 def test_prompts_calibrated_after_training_are_met_more_closely(

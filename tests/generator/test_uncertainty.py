@@ -58,12 +58,14 @@ def test_the_plain_form_sees_training_runs_and_the_extended_one_half_of_the_held
 ) -> None:
     seen = []
 
-    def spy(zoo: Zoo, coordinates: object, first: int, end: int, most: int):
+    def spy(zoo: Zoo, coordinates: object, first: int, end: int, most: int, hole: object):
         seen.append((first, end))
-        return reservoir_of(zoo, untrained.coordinates, first, end, most)
+        assert hole == (1.0, 2.0)
+        return reservoir_of(zoo, untrained.coordinates, first, end, most, hole)
 
     monkeypatch.setattr(uncertainty, "reservoir_of", spy)
-    moments = measure_moments(untrained, digits_zoo, num_pairs=8, seed=0, num_times=2)
+    holed = replace(untrained, origin=replace(untrained.origin, hole=(1.0, 2.0)))
+    moments = measure_moments(holed, digits_zoo, num_pairs=8, seed=0, num_times=2)
     assert seen == [(0, TRAINING_RUNS), (19, 24)]
     assert moments.held_out_from == 19
     knowing = replace(untrained, moments=moments)
