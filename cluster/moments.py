@@ -16,8 +16,8 @@ from generator.artefact import CONFIG, WeightGenerator
 from generator.card import model_card
 from generator.uncertainty import TIMES, measure_moments
 
+from .belongs import check_belongs
 from .command import Command
-from .evaluate import check_belongs
 
 
 @dataclass(frozen=True, kw_only=True)

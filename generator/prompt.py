@@ -16,6 +16,9 @@ from ckpt_factory.files import atomic_path
 
 from .artefact import WeightGenerator
 
+MEASURED_AT_ONCE = 1024
+"""Networks whose metrics are measured at once: memory does not grow with their number."""
+
 
 @dataclass(frozen=True)
 class Prompted:
@@ -55,7 +58,7 @@ def prompt_networks(
     """
     if updates < 1:
         raise ValueError(f"updates is {updates}; expected at least 1")
-    start = now = task.metrics_of(theta)
+    start = now = _measured(task, theta)
     achieved, sampling_s = [], 0.0
     for _ in range(updates):
         metric = now[generator.origin.prompted]
@@ -64,9 +67,14 @@ def prompt_networks(
             theta, metric, prompt, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
         )
         sampling_s += time.perf_counter() - began
-        now = task.metrics_of(theta)
+        now = _measured(task, theta)
         achieved.append(now)
     return Prompted(theta, prompt, start, achieved, sampling_s)
+
+
+def _measured(task: Task, theta: Tensor) -> dict[str, Tensor]:
+    parts = [task.metrics_of(part) for part in theta.split(MEASURED_AT_ONCE)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[str]:

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from ckpt_factory import RunPlan, make
+from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import RECIPES
 from ckpt_factory.train import check_plan
-from cluster import bench, policies_bench, scaling
+from ckpt_factory.zoo import Zoo
+from cluster import bench, policies_bench, sampler_bench, scaling
 from cluster.cli import run
 from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
+from generator.dit import DiTConfig
+from generator.samplers import SAMPLERS
 from rl_tasks.tasks import PolicyTask
+
+from ..generator.conftest import fitted, randomise
 
 
 def test_factory_leaves_out_what_is_not_there_and_names_it(
@@ -102,6 +107,10 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
         ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),
+        ("factory --zoo runs/zoo", "--zoo is for `theta bench samplers`, not for factory"),
+        ("samplers --zoo runs/zoo", "`theta bench samplers` needs --generator and --zoo"),
+        ("samplers --generator a --zoo b --evaluations 0", "evaluations is (0,)"),
+        ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
         ("everything", "invalid choice"),
     ],
 )
@@ -110,6 +119,35 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     assert run(["bench", *flags.split(), "--out", str(tmp_path)]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_samplers_are_measured_printed_and_drawn(
+    digits: Task,
+    digits_zoo: Zoo,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler_bench, "MOMENT_PAIRS", 16)
+    generator = fitted(digits, digits_zoo, DiTConfig(width=16, depth=1, heads=2))
+    randomise(generator.model)
+    generator.save(tmp_path / "generator", training={}, card="")
+    flags = f"--generator {tmp_path / 'generator'} --zoo {digits_zoo.path} --out {tmp_path / 'bench'}"
+    small = "--evaluations 1 3 --num-networks 2 --num-prompts 2"
+    assert run(["bench", "samplers", *flags.split(), *small.split()]) == 0
+    shown = capsys.readouterr()
+    assert "measuring how uncertain predictions are" in shown.err
+    assert "extended-ddpm, optimal, 3" in shown.out
+    result = json.loads((tmp_path / "bench" / "result.json").read_text())
+    found = {(row["sampler"], row["trajectory"], row["evaluations"]) for row in result["samplers"]}
+    expected = {(name, "even", n) for name in SAMPLERS for n in (1, 3)}
+    assert found == expected | {(name, "optimal", 3) for name in ("ddim", "extended-ddpm")}
+    for row in result["samplers"]:
+        assert set(row["tensors"]) == set(digits.spec.names)
+        assert row["wasserstein"] > 0
+    once = {row["prompt_alignment"] for row in result["samplers"] if row["evaluations"] == 1}
+    assert len(once) == 1, "with one evaluation all give the mean"
+    assert (tmp_path / "bench" / "samplers.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_throughput_adds_up_what_each_actor_makes_in_its_own_time() -> None:
