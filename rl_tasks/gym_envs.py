@@ -33,7 +33,7 @@ def find_spec(env_id: str) -> EnvSpec:
             ) from None
     if name not in gymnasium.registry:
         close = difflib.get_close_matches(name, gymnasium.registry, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        hint = f"Did you mean {module + colon + close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown environment {env_id!r}. {hint}"
             "One that a module of your own registers is named 'module:Name-v0'"
@@ -181,11 +181,12 @@ def _spaces(env_id: str, observations: Space, actions: Space) -> Spaces:
     size = int(observations.n if isinstance(observations, Discrete) else np.prod(observations.shape))
     if isinstance(actions, Discrete):
         return Spaces(size, int(actions.n))
-    if isinstance(actions, Box) and len(actions.shape) == 1 and np.issubdtype(actions.dtype, np.floating):
+    one_row = isinstance(actions, Box) and len(actions.shape) == 1 and actions.shape[0] > 0
+    if isinstance(actions, Box) and one_row and np.issubdtype(actions.dtype, np.floating):
         return Spaces(size, 0, tuple(actions.low.tolist()), tuple(actions.high.tolist()))
     raise ValueError(
         f"environment {env_id!r} has actions {_short(actions)}; supported are Discrete and Box of floats in "
-        "one dimension (register a variant whose wrapper makes them so)"
+        "one dimension, at least one (register a variant whose wrapper makes them so)"
     )
 
 

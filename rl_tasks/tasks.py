@@ -64,6 +64,7 @@ class PolicyTask(Task):
             raise ValueError(f"{self.id} has no labels: label_noise, data_fraction and loss are not for it")
         drawn = {name: [value] for name, value in self.hyper.items()}
         drawn |= {name: list(values) for name, values in (variation.hyper if variation else {}).items()}
+        self.algorithm.check_hyper(drawn)
         return self.algorithm.sampler(self.setting, rngs, batch_size, drawn)
 
     def env_steps(self, step: int, batch_size: int) -> int:
