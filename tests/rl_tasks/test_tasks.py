@@ -70,6 +70,14 @@ def test_options_are_honoured() -> None:
         ("cartpole-v0?algorithm=es&epochs=3", "copies, rollout and epochs are options of algorithm ppo"),
         ("cartpole-v0?trials=3", "trials of es; algorithm is 'ppo'"),
         ("cartpole-v0?copies=0", "at least 1"),
+        (
+            "cartpole-v0?max_steps=1000000000000",
+            "max_steps 1000000000000 are too many steps; expected at most",
+        ),
+        ("cartpole-v0?episodes=1000000", "1000000 episodes of max_steps 500 are too many"),
+        ("cartpole-v0?hidden=1000000,1000000", "expected at most 4096 units in a layer"),
+        ("cartpole-v0?copies=100000&rollout=100000", "at most 100,000,000 steps"),
+        ("cartpole-v0?algorithm=es&trials=1000000", "at most 100,000,000 steps"),
         ("gym-v0?env=CartPol-v1", "Did you mean 'CartPole-v1'"),
     ],
 )
