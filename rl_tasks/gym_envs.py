@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, Space
-from jaxtyping import Bool, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 
 from .stacked import Spaces, StackedEnv, Transition
 
@@ -51,9 +51,20 @@ class GymCopies(StackedEnv):
 
     at_once = 64
 
-    def __init__(self, env_id: str, max_steps: int | None = None):
-        self.env_id, self._spec = env_id, find_spec(env_id)
+    def __init__(self, env_id: str, max_steps: int | None = None, *, render_mode: str | None = None):
+        self.env_id, self._spec, self._render_mode = env_id, find_spec(env_id), None
         first = self._make()
+        if render_mode is not None:
+            modes = first.metadata.get("render_modes") or ()
+            first.close()
+            if render_mode not in modes:
+                known = ", ".join(map(str, modes)) or "none"
+                raise ValueError(
+                    f"environment {env_id!r} cannot be drawn: it has no render mode {render_mode!r} "
+                    f"(it has {known}); film another, or give it one"
+                )
+            self._render_mode = render_mode
+            first = self._make()
         self._idle = [first]
         self._observations, self._actions = first.observation_space, first.action_space
         self.spaces = _spaces(env_id, self._observations, self._actions)
@@ -126,6 +137,15 @@ class GymCopies(StackedEnv):
             each[index] for each in (self._steps, self._ended, self.broken)
         )
 
+    @property
+    def uses_mujoco(self) -> bool:
+        """It draws with OpenGL, which takes a display or another back end."""
+        return any(hasattr(each.unwrapped, "mujoco_renderer") for each in (*self._envs, *self._idle))
+
+    def picture(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """What copy i draws of itself now, with the render mode "rgb_array"."""
+        return np.asarray(self._envs[i].render())
+
     def close(self) -> None:
         self.reset(np.zeros(0, dtype=np.int64))  # all that are sound are idle
         for env in self._idle:
@@ -134,7 +154,8 @@ class GymCopies(StackedEnv):
 
     def _make(self) -> gymnasium.Env:
         try:
-            return gymnasium.make(self._spec, max_episode_steps=-1, disable_env_checker=True)
+            drawn = {} if self._render_mode is None else {"render_mode": self._render_mode}
+            return gymnasium.make(self._spec, max_episode_steps=-1, disable_env_checker=True, **drawn)
         except Exception as error:  # a missing dependency, or whatever its constructor raises
             raise ValueError(f"environment {self.env_id!r} cannot be made: {_short(error)}") from None
 
