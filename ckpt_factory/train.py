@@ -168,13 +168,15 @@ def check_plan(task: Task, plan: RunPlan, device: torch.device | str = "cpu") ->
         known = ", ".join(f"{name} ({value:g})" for name, value in task.hyper.items()) or "none of its own"
         raise ValueError(f"hyper has {', '.join(unknown)}; {hint}{task.id} knows (default): {known}")
     rng = seeded(plan.seed)
-    extreme = Variation(
-        label_noise=plan.label_noise[1:],
-        data_fraction=plan.data_fraction[:1],
-        gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
-        hyper={name: bounds[1:] for name, bounds in plan.hyper.items()},
-    )
-    task.with_products(plan.precision, compile=plan.compile).sampler([rng], max(plan.batch_size), extreme)
+    trained = task.with_products(plan.precision, compile=plan.compile)
+    for end in (0, 1) if plan.hyper else (1,):  # a task knows which values of its own it can use
+        extreme = Variation(
+            label_noise=plan.label_noise[1:],
+            data_fraction=plan.data_fraction[:1],
+            gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
+            hyper={name: (bounds[end],) for name, bounds in plan.hyper.items()},
+        )
+        trained.sampler([rng], max(plan.batch_size), extreme)
     for rule in plan.init:
         if rule != "default":
             initialise(torch.zeros(task.spec.D), task.spec, rule, rng=rng)

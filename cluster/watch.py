@@ -1,5 +1,6 @@
 """Watching what a generator makes: a film of policies side by side, each with its prompt and its return."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,14 +9,15 @@ import torch
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
+from ckpt_factory.tasks import options
 from ckpt_factory.tasks.base import seeded
-from ckpt_factory.tasks.registry import with_options
+from ckpt_factory.tasks.registry import spec, with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
 from generator.samplers import SamplerName, Trajectory
 from rl_tasks.tasks import PolicyTask
-from rl_tasks.watch import compose, play, write_film
+from rl_tasks.watch import check_drawable, compose, play, write_film
 
 from .command import Command
 from .progress import ProgressBar, say
@@ -122,7 +124,7 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
     """
     generator = WeightGenerator.load(config.generator)
     name = generator.origin.task
-    if config.task is not None and config.task.partition("?")[0] != name.partition("?")[0]:
+    if config.task is not None and not _is_of(name, config.task):
         raise ValueError(f"the generator in {config.generator} is for {name!r}, not for {config.task!r}")
     task = make(name)
     if not isinstance(task, PolicyTask):
@@ -132,8 +134,18 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
     return generator, task
 
 
+def _is_of(name: str, asked: str) -> bool:
+    """The task of that name, and the options that are asked for are what it has or has by default."""
+    if asked.partition("?")[0] != name.partition("?")[0]:
+        return False
+    (_, own), (_, wanted) = options.split(with_options(name)), options.split(with_options(asked))
+    defaults = inspect.signature(spec(name).entry_point).parameters
+    return all(own.get(key, str(defaults[key].default)) == value for key, value in wanted.items())
+
+
 def _check(config: WatchConfig) -> None:
-    load(config)
+    _, task = load(config)
+    check_drawable(task.setting)
     check_writable(config.out)
 
 

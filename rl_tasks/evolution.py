@@ -11,7 +11,7 @@ from numpy import ndarray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from .algorithm import EPISODES, Algorithm, Learner, Setting
+from .algorithm import EPISODES, POSITIVE, Algorithm, Learner, Range, Setting
 from .evaluate import Episodes, play_episodes
 from .seeds import mix
 
@@ -33,6 +33,7 @@ class EvolutionStrategies(Algorithm):
 
     hyper: ClassVar[Mapping[str, float]] = {"sigma": 0.1}
     """Standard deviation of perturbations."""
+    ranges: ClassVar[Mapping[str, Range]] = {"sigma": POSITIVE}
 
     episodes: int = 2
     """Episodes that every perturbed policy plays."""

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from ckpt_factory.optim import make_optimizer
 
-from .algorithm import Algorithm, Learner, Setting
+from .algorithm import (
+    FROM_0_BELOW_1,
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Algorithm,
+    Learner,
+    Range,
+    Setting,
+)
 from .gae import advantages
 from .heads import Arrays, PolicyBatch
 from .policy import Layers, PolicyNet, backward, forward
@@ -32,7 +41,14 @@ HYPER = {
     "value_lr": 5e-3,
     "max_grad_norm": 0.5,
 }
-
+RANGES = {
+    "discount": FROM_0_BELOW_1,  # rewards are multiplied with 1 - discount
+    "gae_lambda": FROM_0_TO_1,
+    "clip": POSITIVE,
+    "entropy": NOT_NEGATIVE,
+    "value_lr": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+}
 
 RUNS_AT_ONCE = 16
 """Runs whose minibatches go through the networks together: what they need stays in the second-level cache."""
@@ -48,6 +64,7 @@ class PPO(Algorithm):
     clipped per run. The fields are the same for all runs of a stack."""
 
     hyper: ClassVar[Mapping[str, float]] = HYPER
+    ranges: ClassVar[Mapping[str, Range]] = RANGES
     num_copies: int = 8
     """Copies of the environment per run."""
     num_steps: int = 64

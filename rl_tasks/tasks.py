@@ -21,6 +21,10 @@ from .seeds import mix, uniforms
 
 SETS_OF_EPISODES = {name: code for code, name in enumerate(("train", *SPLITS, "pilot"))}
 PILOT_EPISODES = 4
+MOST_STEPS = 10**8
+"""Of all episodes or copies together: the noise of their actions is held at once."""
+MOST_UNITS = 4096
+"""Of a hidden layer: two such have 17 million weights, and a stack holds many networks."""
 
 
 class PolicyTask(Task):
@@ -45,6 +49,11 @@ class PolicyTask(Task):
         if episodes < 4 or episodes % 2:
             raise ValueError(f"episodes is {episodes}; expected an even number, at least 4")
         self.setting, self.algorithm, self.episodes = setting, algorithm, episodes
+        if episodes * setting.env.max_steps > MOST_STEPS:
+            raise ValueError(
+                f"{episodes} episodes of max_steps {setting.env.max_steps} are too many steps; expected at "
+                f"most {MOST_STEPS:,} in all, set a lower episodes or max_steps"
+            )
         self.spec, self.symmetry = setting.net.spec, setting.net.symmetry
         self.hyper = dict(algorithm.hyper)
         self.notes = setting.env.notes
@@ -64,6 +73,7 @@ class PolicyTask(Task):
             raise ValueError(f"{self.id} has no labels: label_noise, data_fraction and loss are not for it")
         drawn = {name: [value] for name, value in self.hyper.items()}
         drawn |= {name: list(values) for name, values in (variation.hyper if variation else {}).items()}
+        self.algorithm.check_hyper(drawn)
         return self.algorithm.sampler(self.setting, rngs, batch_size, drawn)
 
     def env_steps(self, step: int, batch_size: int) -> int:
@@ -150,6 +160,8 @@ def _sizes(hidden: str) -> tuple[int, ...]:
     sizes = tuple(int(each) for each in hidden.split(",") if each.strip().isdecimal())
     if not sizes or min(sizes) < 1 or len(sizes) != len(hidden.split(",")):
         raise ValueError(f"hidden is {hidden!r}; expected numbers of units with commas, as in 32,32")
+    if max(sizes) > MOST_UNITS:
+        raise ValueError(f"hidden is {hidden!r}; expected at most {MOST_UNITS} units in a layer")
     return sizes
 
 
@@ -203,6 +215,9 @@ def policy_task(
     given = {name: value for name, value in mine.items() if value is not None}
     if min(given.values(), default=1) < 1:
         raise ValueError(f"copies, rollout, epochs and trials are at least 1, got {given}")
+    num_steps = given.get("num_copies", PPO.num_copies) * given.get("num_steps", PPO.num_steps)
+    if max(num_steps, given.get("episodes", 0) * setting.env.max_steps) > MOST_STEPS:
+        raise ValueError(f"copies, rollout and trials are for at most {MOST_STEPS:,} steps, got {given}")
     chosen = (
         PPO(reward_scale=constants.reward_scale, **given)
         if algorithm == "ppo"

@@ -118,8 +118,10 @@ class Task(ABC):
         Raises:
             ValueError: the task knows float32 alone.
         """
-        if precision != "float32" or compile:
-            raise ValueError(f"{self.id} knows precision float32 without compile alone, not {precision}")
+        if precision != "float32":
+            raise ValueError(f"{self.id} knows precision float32 alone, not {precision}")
+        if compile:
+            raise ValueError(f"{self.id} has no inner loop to compile; leave out --compile")
         return self
 
     def module(self) -> nn.Module:

@@ -303,8 +303,12 @@ def test_images_are_normalised_once_per_precision(
         ("quadratic-v0", {"data_fraction": (0.5, 1.0)}, "neither labels nor data"),
         ("quadratic-v0", {"loss": ("cross-entropy", "tailr")}, "neither labels nor data"),
         ("quadratic-v0", {"init": ("default", "xavier")}, "init 'xavier' is a rule for matrices"),
-        ("quadratic-v0", {"precision": "bfloat16"}, "quadratic-v0 knows precision float32 without compile"),
-        ("quadratic-v0", {"compile": True}, "float32 without compile"),
+        (
+            "quadratic-v0",
+            {"precision": "bfloat16"},
+            "quadratic-v0 knows precision float32 alone, not bfloat16",
+        ),
+        ("quadratic-v0", {"compile": True}, "has no inner loop to compile; leave out --compile"),
     ],
 )
 def test_a_plan_that_the_task_cannot_follow_is_refused_before_anything_is_begun(
