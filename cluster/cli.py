@@ -231,22 +231,33 @@ def _at(config: Any, path: tuple[str, ...]) -> Any:
     return functools.reduce(getattr, path, config)
 
 
+def _is_range(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple and typing.get_args(kind) == (float, float)
+
+
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """How tyro reads what it knows, but does not know what it means: a pair of numbers is a range."""
+    """How tyro reads what it knows, but does not know what it means: a pair of numbers is a range.
+
+    Where there may be none, too: tyro itself would report what is wrong with either alternative.
+    """
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
     def rule(
         info: tyro.constructors.PrimitiveTypeInfo,
     ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-        if typing.get_origin(info.type) is not tuple or typing.get_args(info.type) != (float, float):
+        kinds = [kind for kind in typing.get_args(info.type) if kind is not type(None)]
+        optional = len(kinds) == 1 and len(typing.get_args(info.type)) == 2
+        if not _is_range(kinds[0] if optional else info.type):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs="*",  # of two alone, tyro would say itself that one is missing, and not what it is
             metavar="LOW HIGH",
             instance_from_str=_range,
-            is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
-            str_from_instance=lambda value: [str(each) for each in value],
+            is_instance=lambda value: (
+                (isinstance(value, tuple) and len(value) == 2) or (optional and value is None)
+            ),
+            str_from_instance=lambda value: [str(each) for each in (value or ())],
         )
 
     return registry
