@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -72,6 +73,8 @@ def test_fresh_sgd_networks_pass(digits: Task, zoo: Zoo, held_out: Rows) -> None
     assert result["distance_ratio"] == pytest.approx(1, abs=0.1)
     assert result["off_span"] == pytest.approx(result["off_span_held_out"], rel=0.1)
     assert len(arrays["noise/settings"]) == len(BASELINES["noise"].settings)
+    written = safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()})
+    assert written, "a file refuses arrays that share memory"
 
 
 def test_permuted_training_checkpoints_are_copies(digits: Task, zoo: Zoo, held_out: Rows) -> None:
