@@ -116,6 +116,10 @@ def conditioning(header: ZooHeader) -> str:
     return "Validation columns are for conditioning and selection, test columns for reporting."
 
 
+def _unused(header: ZooHeader) -> str:
+    return f" ({', '.join(header.unused)} null: the task has no use for them)" if header.unused else ""
+
+
 def _any(choices: Sequence[object]) -> str:
     return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"
 
@@ -160,7 +164,7 @@ theta is the state_dict, flattened row-major in this order:
 
 {f"Its input is {h.inputs}." if h.inputs else ""}
 
-`runs/`: one row per run with its settings, status and last metrics. `sums/`: \
+`runs/`: one row per run with its settings{_unused(h)}, status and last metrics. `sums/`: \
 `sha256sum -c sums/*.sha256` checks every file.
 
 ## Read it

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .plan import RunPlan, RunSettings
-from .schema import DTYPES, SCHEMA_VERSION
+from .schema import DTYPES, OF_LABELS, SCHEMA_VERSION
 from .spec import ParamSpec
 from .tasks.base import SPLITS, Task
 
@@ -67,6 +67,8 @@ class ZooHeader:
     dtype: str = "float32"
     inputs: str = ""
     """How a network's input is made from raw data."""
+    unused: tuple[str, ...] = ()
+    """Settings of a run that mean nothing to the task: null in the runs table."""
 
     def __post_init__(self) -> None:
         for name, kind in (("task", str), ("prompted", str), ("num_runs", int), ("stack_size", int)):
@@ -74,6 +76,8 @@ class ZooHeader:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {kind.__name__}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if not set(self.unused) <= set(OF_LABELS):
+            raise ValueError(f"unused is {self.unused}; expected some of {', '.join(OF_LABELS)}")
         for name in ("num_runs", "stack_size"):
             if getattr(self, name) < 1 or getattr(self, name) % self.plan.group_size:
                 raise ValueError(
@@ -94,6 +98,7 @@ class ZooHeader:
             stack_size=stack_size,
             dtype=dtype,
             inputs=task.inputs,
+            unused=task.unused,
         )
 
     @property
@@ -142,7 +147,8 @@ class ZooHeader:
         return "theta import" if isinstance(self.plan, Imported) else "theta make"
 
     def unit_settings(self, unit: int, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Every hyper-parameter of a unit's runs, drawn or shared; of imported runs the names they had."""
+        """Every hyper-parameter of a unit's runs, drawn or shared, None where the task has no use for it; of
+        imported runs the names they had."""
         runs = [
             run.columns() if isinstance(run, RunSettings) else asdict(run) for run in self.unit_runs(unit)
         ]
@@ -151,7 +157,8 @@ class ZooHeader:
             source = {"source": self.plan.source}
             return [run | source | {"name": name} for run, name in zip(runs, names, strict=True)]
         shared = ("seed", "num_steps", "schedule", "schedule_every", "precision")
-        return [run | {name: getattr(self.plan, name) for name in shared} for run in runs]
+        same = {name: getattr(self.plan, name) for name in shared} | dict.fromkeys(self.unused)
+        return [run | same for run in runs]
 
     @property
     def num_units(self) -> int:
@@ -178,6 +185,8 @@ class ZooHeader:
             | {"plan": plan}
             | {"spec": json.loads(self.spec.to_json()), "schema_version": SCHEMA_VERSION}
         )
+        if not fields["unused"]:
+            del fields["unused"]  # as above
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
@@ -191,4 +200,5 @@ class ZooHeader:
             plan["hyper"] = {name: tuple(bounds) for name, bounds in plan["hyper"].items()}
         recipe = Imported(**plan) if "source" in plan else RunPlan(**plan)
         spec = ParamSpec.from_json(json.dumps(fields.pop("spec")))
-        return cls(**fields | {"plan": recipe, "spec": spec, "metrics": tuple(fields["metrics"])})
+        names = {name: tuple(fields.get(name, ())) for name in ("metrics", "unused")}
+        return cls(**fields | names | {"plan": recipe, "spec": spec})

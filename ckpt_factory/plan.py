@@ -102,7 +102,7 @@ class RunPlan:
     data_fraction: tuple[float, float] = (1.0, 1.0)
     """Share of the training data that is trained on, uniform in this range, drawn per group."""
     loss: tuple[LossName, ...] = ("cross-entropy",)
-    """Training loss; of several, one is drawn."""
+    """Training loss of classifiers; of several, one is drawn."""
     gamma: tuple[float, float] = (0.1, 0.1)
     """TaiLr's gamma, uniform in this range: 0 is cross-entropy, 1 the error rate's surrogate."""
     hyper: dict[str, tuple[float, float]] = field(default_factory=dict)

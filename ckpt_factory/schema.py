@@ -13,6 +13,14 @@ from .spec import ParamSpec
 
 SCHEMA_VERSION = 2
 
+OF_LABELS = {
+    "label_noise": pa.float64(),
+    "data_fraction": pa.float64(),
+    "loss": pa.string(),
+    "gamma": pa.float64(),
+}
+"""Settings of a run that are about labelled data; null where a task has no use for them."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What theta may be stored as. 16 bit goes into fixed-size binary: half-float lists are slow in Parquet."""
 
@@ -67,7 +75,12 @@ def runs_schema(
 ) -> pa.Schema:
     """One row per run: its settings, how it ended, and its last metrics."""
     arrow = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-    fields = [pa.field(name, arrow[type(value)], nullable=False) for name, value in settings.items()]
+    fields = [
+        pa.field(name, OF_LABELS[name])
+        if value is None
+        else pa.field(name, arrow[type(value)], nullable=False)
+        for name, value in settings.items()
+    ]
     fields.append(pa.field("status", pa.string(), nullable=False))
     fields += [pa.field(f"final_{name}", pa.float32(), nullable=False) for name in metrics]
     return pa.schema(fields, metadata=_metadata(task_id, spec, "float32"))

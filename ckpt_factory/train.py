@@ -44,6 +44,7 @@ def train_stack(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    starts: Float[Tensor, "K D"] | None = None,
 ) -> Rows:
     """Train runs together and return their checkpoints, at the steps that the plan saves.
 
@@ -52,16 +53,25 @@ def train_stack(
     parameters as stored: theta is rounded to `dtype` first. A run that diverges goes on with its non-finite
     numbers and disturbs no other.
 
+    Args:
+        starts: networks to train on, in the place of the initialisations that the plan draws.
+
     Raises:
-        ValueError: the runs are not whole groups.
+        ValueError: the runs are not whole groups, or the task does not train on that device.
     """
     orders = [run.order_id for run in runs]
     if orders != [order for order in dict.fromkeys(orders) for _ in range(plan.group_size)]:
         raise ValueError(
             f"a stack is whole groups of {plan.group_size} runs in sequence, got runs of the groups {orders}"
         )
+    _check_device(task, device)
     task = task.with_products(plan.precision, compile=plan.compile)
-    blocks = [_train_block(task, plan, block, dtype, device) for block in plan.blocks(runs)]
+    if starts is None:
+        scale = torch.tensor([run.init_scale for run in runs]).unsqueeze(1)
+        starts = initial_networks(task, plan, runs) * scale
+    parts, blocks = plan.blocks(runs), []
+    for part, theta in zip(parts, starts.split([len(part) for part in parts]), strict=True):
+        blocks.append(_train_block(task, plan, part, theta, dtype, device))
     if len(blocks) == 1:
         return blocks[0]
     return Rows(
@@ -76,12 +86,11 @@ def _train_block(
     task: Task,
     plan: RunPlan,
     runs: Sequence[RunSettings],
+    theta: Float[Tensor, "K D"],
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Rows:
-    scale = torch.tensor([run.init_scale for run in runs]).unsqueeze(1)
-    theta = (initial_networks(task, plan, runs) * scale).to(device)
-    params = {name: value.clone() for name, value in task.spec.unflatten(theta).items()}
+    params = {name: value.clone() for name, value in task.spec.unflatten(theta.to(device)).items()}
     next_batch = task.sampler(plan.order_rngs(runs), runs[0].batch_size, plan.variation(runs))
     optimizer = stack_optimizer(plan, runs, params)
     peak_lr = optimizer.param_groups[0]["lr"]
@@ -144,13 +153,14 @@ def stack_optimizer(
     return optimizer
 
 
-def check_plan(task: Task, plan: RunPlan) -> None:
+def check_plan(task: Task, plan: RunPlan, device: torch.device | str = "cpu") -> None:
     """Refuse a plan that the task cannot follow, before anything is begun.
 
     Raises:
         ValueError: batches larger than the data, a hyper-parameter, variation, initialisation or precision
-            that it does not know.
+            that it does not know, a GPU that it has no use for.
     """
+    _check_device(task, device)
     unknown = sorted(plan.hyper.keys() - task.hyper.keys())
     if unknown:
         close = difflib.get_close_matches(unknown[0], task.hyper, n=1, cutoff=0.4)
@@ -158,28 +168,36 @@ def check_plan(task: Task, plan: RunPlan) -> None:
         known = ", ".join(f"{name} ({value:g})" for name, value in task.hyper.items()) or "none of its own"
         raise ValueError(f"hyper has {', '.join(unknown)}; {hint}{task.id} knows (default): {known}")
     rng = seeded(plan.seed)
-    extreme = Variation(
-        label_noise=plan.label_noise[1:],
-        data_fraction=plan.data_fraction[:1],
-        gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
-        hyper={name: bounds[1:] for name, bounds in plan.hyper.items()},
-    )
-    task.with_products(plan.precision, compile=plan.compile).sampler([rng], max(plan.batch_size), extreme)
+    trained = task.with_products(plan.precision, compile=plan.compile)
+    for end in (0, 1) if plan.hyper else (1,):  # a task knows which values of its own it can use
+        extreme = Variation(
+            label_noise=plan.label_noise[1:],
+            data_fraction=plan.data_fraction[:1],
+            gamma=plan.gamma[1:] if "tailr" in plan.loss else (0.0,),
+            hyper={name: (bounds[end],) for name, bounds in plan.hyper.items()},
+        )
+        trained.sampler([rng], max(plan.batch_size), extreme)
     for rule in plan.init:
         if rule != "default":
-            initialise(task.spec, rule, rng=rng)
+            initialise(torch.zeros(task.spec.D), task.spec, rule, rng=rng)
+
+
+def _check_device(task: Task, device: torch.device | str) -> None:
+    if torch.device(device).type != "cpu" and not task.on_gpu:
+        raise ValueError(
+            f"{task.id} trains on CPUs alone, where its environments are, and a GPU would stand idle; leave "
+            "out --use-gpu (from Python: use_gpu, or device)"
+        )
 
 
 def initial_networks(task: Task, plan: RunPlan, runs: Sequence[RunSettings]) -> Float[Tensor, "K D"]:
     """Every run's initialisation, by the rule that it has drawn."""
-    rngs = plan.init_rngs(runs)
-    theta = torch.empty(len(runs), task.spec.D)
-    own = [k for k, run in enumerate(runs) if run.init == "default"]
-    if own:
-        theta[own] = task.init([rngs[k] for k in own])
-    for k, run in enumerate(runs):
-        if run.init != "default":
-            theta[k] = initialise(task.spec, run.init, rng=rngs[k])
+    theta = task.init(plan.init_rngs(runs))
+    for k, rng in enumerate(
+        plan.init_rngs(runs)
+    ):  # from the beginning again: a rule draws what it always has
+        if runs[k].init != "default":
+            theta[k] = initialise(theta[k], task.spec, runs[k].init, rng=rng)
     return theta
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -72,7 +72,8 @@ class Zoo:
 
     @classmethod
     def create(cls, path: Path | str, header: ZooHeader) -> "Zoo":
-        """Begin a zoo, or go on with the same one.
+        """Begin a zoo, or go on with the same one; one from before settings could be `unused` goes on as
+        it began.
 
         Raises:
             ValueError: another zoo is there already; the message says what differs.
@@ -81,9 +82,12 @@ class Zoo:
         if not (path / HEADER).exists():
             write_text(path / HEADER, header.to_json())
         zoo = cls.open(path)
+        if not zoo.header.unused:
+            header = replace(header, unused=())
         old, new = json.loads(zoo.header.to_json()), json.loads(header.to_json())
         old, new = old | old.pop("plan"), new | new.pop("plan")
-        check_same(f"{path} holds another zoo", old, new)
+        empty = {"unused": [], "hyper": {}}  # then they are not in the text
+        check_same(f"{path} holds another zoo", empty | old, empty | new)
         if (path / HEADER).read_text() != header.to_json():  # the same settings, but not the very bytes
             write_text(path / HEADER, header.to_json())
         zoo.remove_leftovers()

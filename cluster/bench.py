@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import (
@@ -23,20 +21,25 @@ from ckpt_factory.bench import (
 )
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks import MLPClassifier
-from rl_tasks.bench import measure_learning, measure_steps
-from rl_tasks.tasks import PolicyTask
+from ckpt_factory.zoo import Zoo
+from generator.artefact import WeightGenerator
 
 from .command import Command, Outcome
-from .factory import PRESETS
+from .policies_bench import bench_curves, bench_rl
 from .progress import say
+from .sampler_bench import measure_samplers
 from .scaling import measure_memory, measure_scaling
+from .tables import print_factory, print_table
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
-    **dict.fromkeys(("tasks", "data_root", "variants", "full"), ("factory",)),
+    **dict.fromkeys(("tasks", "variants", "full"), ("factory",)),
+    "data_root": ("factory", "samplers"),
     "seconds": ("factory", "rl"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
+    "runs": ("curves",),
+    **dict.fromkeys(("generator", "zoo", "evaluations", "num_networks", "num_prompts"), ("samplers",)),
     "repeats": ("factory", "storage", "scaling", "rl"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
@@ -48,7 +51,9 @@ LONGEST_STACK_S = 900.0
 class BenchConfig:
     """What to measure."""
 
-    what: tyro.conf.Positional[Literal["factory", "storage", "scaling", "tailr", "rl"]] = "factory"
+    what: tyro.conf.Positional[
+        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers"]
+    ] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
     three to seven minutes.
     storage: writing and reading checkpoints, against LMDB, safetensors and npy; a minute.
@@ -56,7 +61,11 @@ class BenchConfig:
     tailr: accuracy and calibration under wrong labels, cross-entropy against TaiLr; half a
     minute.
     rl: steps of CartPole and CPU seconds to a good policy, against the usual loops and
-    Stable-Baselines3; two minutes."""
+    Stable-Baselines3; two minutes.
+    curves: PPO and evolution strategies on CartPole and Pendulum, return by steps of the environment, and
+    a picture of it; four minutes.
+    samplers: alignment and weights by the number of a generator's evaluations, for all
+    samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
@@ -64,7 +73,7 @@ class BenchConfig:
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
-    """factory: where images are, as for `theta make`."""
+    """factory, samplers: where images are, as for `theta make`."""
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
@@ -81,6 +90,18 @@ class BenchConfig:
     """tailr: its gammas; 0 is cross-entropy."""
     runs_per_setting: int = 64
     """tailr: runs of each share and gamma, all from the same initialisations."""
+    runs: int = 32
+    """curves: runs of each algorithm, each with its own seed."""
+    generator: Path | None = None
+    """samplers: folder of the generator."""
+    zoo: Path | None = None
+    """samplers: the zoo it was trained on."""
+    evaluations: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+    """samplers: how often the model is evaluated for a network."""
+    num_networks: int = 16
+    """samplers: held-out initialisations."""
+    num_prompts: int = 8
+    """samplers: prompts for each, 2 or more."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -88,14 +109,22 @@ class BenchConfig:
             if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting"):
+        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("tasks", "variants", "num_runs", "noises", "gammas"):
+        for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")
-        if min(self.num_runs) < 1:
-            raise ValueError(f"num_runs is {self.num_runs}; expected at least 1 each")
+        for name in ("num_runs", "evaluations"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1 each")
+        if self.num_networks < 1 or self.num_prompts < 2:
+            raise ValueError(
+                f"num_networks is {self.num_networks}, num_prompts {self.num_prompts}; expected at least "
+                "1 and 2"
+            )
+        if self.what == "samplers" and (self.generator is None or self.zoo is None):
+            raise ValueError("`theta bench samplers` needs --generator and --zoo, the zoo it was trained on")
 
 
 def bench_factory(config: BenchConfig) -> dict[str, Any]:
@@ -121,7 +150,7 @@ def bench_factory(config: BenchConfig) -> dict[str, Any]:
             say(f"{name} left out: {error}")
             continue
         by_task[name] = found | whole
-        _print_factory(name, by_task[name])
+        print_factory(name, by_task[name])
     if not by_task:
         raise ValueError(f"no task is left to measure ({'; '.join(left_out.values())})")
     headline = {
@@ -165,62 +194,6 @@ def _whole(
     return {"whole_stacks": found, "final_test_error_against_float32": paired}
 
 
-def _print_factory(name: str, found: Mapping[str, Any]) -> None:
-    peaks = ", ".join(f"{p} {found[f'peak_{p}_gflop_per_cpu_s']:,.0f}" for p in ("float32", "bfloat16"))
-    rows = {
-        contender: {
-            "us/step": each["us_per_step"],
-            "ms/eval": each["ms_per_evaluation"],
-            "ms/save": each["ms_per_stored_checkpoint"],
-            "CPU s/run": each["cpu_s_per_run"],
-            "x plain": each.get("times_plain_loop", 1.0),
-            "% peak": 100 * each["share_of_peak"],
-        }
-        for contender, each in found["contenders"].items()
-    }
-    _print(
-        rows,
-        f"{name}: {found['gflop_per_run']:.3g} GFLOP a run",
-        f"{found['recipe']}. Measured are a step, an evaluation and a saved checkpoint of one run, in stacks "
-        f"of {found['runs_per_stack']} (the plain loop: one network); CPU s a run is extrapolated from them. "
-        f"Peak of matrix products in GFLOP/CPU s: {peaks}; each is compared with that of its precision.",
-    )
-    if found.get("whole_stacks"):
-        whole = {
-            contender: {
-                "CPU s/run": each["cpu_s_per_run"],
-                "with validation": each["cpu_s_per_run_with_validation"],
-                "% peak": 100 * each["share_of_peak"],
-                "compiling s": each["first_stack_more_wall_s"],
-            }
-            for contender, each in found["whole_stacks"].items()
-        }
-        _print(
-            whole,
-            f"{name}: whole stacks",
-            "Measured from the initialisation to the shard on disk, once; a zoo's checkpoints are evaluated "
-            "on the validation split, too. Compiling: wall time by which the first stack took longer.",
-        )
-    if found.get("final_test_error_against_float32"):
-        paired = {
-            variant: {
-                "% error": 100 * (each["reference"] + each["mean_difference"]),
-                "in float32": 100 * each["reference"],
-                "change": 100 * each["mean_difference"],
-                "from": 100 * each["low"],
-                "to": 100 * each["high"],
-                "p": each["p_value"],
-            }
-            for variant, each in found["final_test_error_against_float32"].items()
-        }
-        _print(
-            paired,
-            f"{name}: final test error by precision",
-            "Percent, the same runs in pairs; the mean change with its 95 % interval and the p-value of "
-            "none.",
-        )
-
-
 def bench_storage(config: BenchConfig) -> dict[str, Any]:
     """Measure the formats."""
     found = measure_storage(repeats=config.repeats, folder=config.out)
@@ -234,7 +207,7 @@ def bench_storage(config: BenchConfig) -> dict[str, Any]:
         "write x": "write_times_lmdb",
         "scan x": "scan_times_lmdb",
     }
-    _print(
+    print_table(
         {
             name: {title: each.get(kind) for title, kind in kinds.items()}
             for name, each in found["formats"].items()
@@ -252,7 +225,7 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
     """Measure one actor against two, then the driver's memory."""
     found = measure_scaling(config.runs_per_actor, config.repeats, config.out)
     found |= measure_memory(config.num_runs, config.out)
-    _print(
+    print_table(
         {
             f"{actors} actor{'s' * (actors > 1)}": {
                 "runs/s": found[f"runs_per_s_{actors}"],
@@ -268,7 +241,7 @@ def bench_scaling(config: BenchConfig) -> dict[str, Any]:
         "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
         "believe. Idle: waiting for the next unit.",
     )
-    _print(
+    print_table(
         {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
         "memory of the driver",
         "peak of `theta make`'s own process, with Ray and torch loaded.",
@@ -284,7 +257,7 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
         for gamma in config.gammas:
             rows.append(label_noise_experiment(task, plan, noise, gamma, config.runs_per_setting))
             say(f"{100 * noise:.0f} % wrong labels, gamma {gamma:g}: {rows[-1]['test_accuracy']:.3f}")
-    _print(
+    print_table(
         {
             f"{100 * row['label_noise']:.0f} % wrong, gamma {row['gamma']:g}": {
                 "accuracy": row["test_accuracy"],
@@ -302,48 +275,19 @@ def bench_tailr(config: BenchConfig) -> dict[str, Any]:
     return {"settings": rows}
 
 
-def bench_rl(config: BenchConfig) -> dict[str, Any]:
-    """Measure steps of the environment, then whole trainings, each beside its alternatives."""
-    recipe = PRESETS["cartpole"]()
-    task = make(recipe.task)
-    assert isinstance(task, PolicyTask)
-    found = measure_steps(task, repeats=config.repeats, seconds=config.seconds)
-    fastest = max(found["env_steps_per_cpu_s"].values())
-    _print(
-        {
-            name: {"env-steps/CPU s": rate, "ours x": fastest / rate}
-            for name, rate in found["env_steps_per_cpu_s"].items()
-        },
-        "CartPole-v1: steps of the environment with a policy 4-32-32-2",
-        "Acting included, one thread.",
+def bench_samplers(config: BenchConfig) -> dict[str, Any]:
+    """Measure the samplers on a trained generator."""
+    assert config.generator is not None
+    assert config.zoo is not None
+    return measure_samplers(
+        WeightGenerator.load(config.generator),
+        Zoo.open(config.zoo),
+        evaluations=config.evaluations,
+        num_networks=config.num_networks,
+        num_prompts=config.num_prompts,
+        data_root=config.data_root,
+        out=config.out,
     )
-    say("training policies to a mean return of 475, ours and Stable-Baselines3's in turns")
-    learning = measure_learning(task, recipe.plan, repeats=config.repeats)
-    _print(
-        {name: {"CPU s": value} for name, value in learning["cpu_s_per_good_policy"].items()},
-        f"a policy of return 475: {learning['times_stable_baselines3']:.3g} times cheaper",
-        "CPU s to a mean return of 475 over 16 episodes, measuring left out. Ours: 256 policies trained "
-        "together until nine in ten are as good, per good policy. Stable-Baselines3: PPO with its own "
-        "tuning for CartPole-v1, one policy.",
-    )
-    return found | {"learning": learning, "times_stable_baselines3": learning["times_stable_baselines3"]}
-
-
-def _print(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
-    columns = list(next(iter(rows.values())))
-    table = Table(title=title, caption=caption)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *[_short(row[c]) for c in columns])
-    Console().print(table)
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _run(config: BenchConfig) -> Outcome:
@@ -353,7 +297,9 @@ def _run(config: BenchConfig) -> Outcome:
         "storage": bench_storage,
         "scaling": bench_scaling,
         "tailr": bench_tailr,
-        "rl": bench_rl,
+        "rl": lambda config: bench_rl(config.repeats, config.seconds),
+        "curves": lambda config: bench_curves(config.runs, config.out),
+        "samplers": bench_samplers,
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
@@ -371,5 +317,7 @@ COMMAND = Command(
     "theta bench storage\n"
     "theta bench scaling --num-runs 1000 10000 100000\n"
     "theta bench tailr\n"
-    "theta bench rl",
+    "theta bench rl\n"
+    "theta bench curves\n"
+    "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20",
 )

@@ -1,4 +1,4 @@
-"""The command line: `theta make | verify | info | train | prompt | evaluate | report | ...`."""
+"""The command line: `theta make | verify | info | train | tune | prompt | evaluate | report | ...`."""
 
 import contextlib
 import dataclasses
@@ -40,6 +40,10 @@ VERBS = {
         "imports",
         "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
     ),
+    "import-gpt": (
+        "import_gpt",
+        "Import a released model of the published system (Peebles et al. 2022) as a generator.",
+    ),
     "export": ("exports", "Export a zoo as a Hugging Face dataset."),
     "verify": (
         "verify",
@@ -50,6 +54,18 @@ VERBS = {
         "train",
         "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
     ),
+    "calibrate": (
+        "calibration",
+        "Calibrate a trained generator's prompts on training initialisations, and how far its updates go.",
+    ),
+    "moments": (
+        "moments",
+        "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
+    ),
+    "tune": (
+        "tune",
+        "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
+    ),
     "prompt": (
         "prompt",
         "Make networks: one update from fresh initialisations or your network, for the metric you want.",
@@ -58,6 +74,10 @@ VERBS = {
         "evaluate",
         "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
     ),
+    "audit": (
+        "audit",
+        "Audit a generator, or networks from elsewhere: new, copies, or no better than noise on training's?",
+    ),
     "watch": (
         "watch",
         "Film policies that a generator makes, side by side, each with its prompt and its return.",
@@ -65,7 +85,7 @@ VERBS = {
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
     "bench": (
         "bench",
-        "Measure on this machine: factory, storage, scaling, policies (rl), or the loss TaiLr.",
+        "Measure on this machine: factory, storage, scaling, policies (rl, curves), or the loss TaiLr.",
     ),
 }
 """Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
@@ -74,7 +94,8 @@ VERBS = {
 def run(args: Sequence[str]) -> int:
     """Run `theta` with these arguments and return its exit status.
 
-    0: done; 1: done in part, and said which; 2: bad input, in one line; 130: interrupted, to be resumed.
+    0: done; 1: done in part, or judged and not passed, and said which; 2: bad input, in one line; 130:
+    interrupted, to be resumed.
     """
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -210,22 +231,33 @@ def _at(config: Any, path: tuple[str, ...]) -> Any:
     return functools.reduce(getattr, path, config)
 
 
+def _is_range(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple and typing.get_args(kind) == (float, float)
+
+
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """How tyro reads what it knows, but does not know what it means: a pair of numbers is a range."""
+    """How tyro reads what it knows, but does not know what it means: a pair of numbers is a range.
+
+    Where there may be none, too: tyro itself would report what is wrong with either alternative.
+    """
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
     def rule(
         info: tyro.constructors.PrimitiveTypeInfo,
     ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-        if typing.get_origin(info.type) is not tuple or typing.get_args(info.type) != (float, float):
+        kinds = [kind for kind in typing.get_args(info.type) if kind is not type(None)]
+        optional = len(kinds) == 1 and len(typing.get_args(info.type)) == 2
+        if not _is_range(kinds[0] if optional else info.type):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs="*",  # of two alone, tyro would say itself that one is missing, and not what it is
             metavar="LOW HIGH",
             instance_from_str=_range,
-            is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
-            str_from_instance=lambda value: [str(each) for each in value],
+            is_instance=lambda value: (
+                (isinstance(value, tuple) and len(value) == 2) or (optional and value is None)
+            ),
+            str_from_instance=lambda value: [str(each) for each in (value or ())],
         )
 
     return registry

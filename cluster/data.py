@@ -14,7 +14,8 @@ import torch
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
 from ckpt_factory.zoo import Zoo
-from generator.artefact import WeightGenerator
+from generator.artefact import WeightGenerator, coordinates_of_parts
+from generator.hole import without_hole
 from generator.pairs import Runs
 
 RUNS_PER_BATCH = 64
@@ -75,14 +76,15 @@ def name_of(rank: int) -> str:
 def read_runs(row: dict[str, Any], *, zoo_path: Path, parts: Any) -> list[dict[str, Any]]:
     """The training runs of one row group, encoded. Runs in a Ray Data worker."""
     torch.set_num_threads(1)
-    generator = WeightGenerator.from_parts(*ray.get(parts))
+    fields, tensors = ray.get(parts)
+    coordinates = coordinates_of_parts(fields, tensors)
     zoo = Zoo.open(zoo_path)
     rows = zoo.read_unit(row["unit"], [row["group"]])
-    kept = rows.run_ids < generator.origin.num_training_runs
-    metric = rows.metrics[zoo.header.prompted][kept]
+    kept = rows.run_ids < fields["origin"]["num_training_runs"]
     theta = rows.theta[kept].float()
-    z = generator.coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-    return [{"z": z[k].numpy(), "metric": metric[k].numpy()} for k in range(len(z))]
+    z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
+    runs = without_hole(Runs(z, rows.metrics[zoo.header.prompted][kept]), fields["origin"]["hole"])
+    return [{"z": z.numpy(), "metric": metric.numpy()} for z, metric in zip(*runs, strict=True)]
 
 
 def stream_runs(shard: DataIterator | None, *, epochs: int | None, prefetch: int = 4) -> Iterator[Runs]:

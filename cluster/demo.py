@@ -12,7 +12,7 @@ import ray
 
 from ckpt_factory.files import check_writable, write_text
 
-from . import evaluate, factory, report, train
+from . import evaluate, factory, report, train, train_config
 from .command import Command
 from .progress import say
 
@@ -64,7 +64,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     if made.error:
         raise ValueError(f"the zoo is incomplete: {made.error}")
     say("2/4 generator: learning from the zoo")
-    defaults = train.digits()
+    defaults = train_config.digits()
     workers = max(1, min(defaults.num_workers, int(ray.cluster_resources().get("CPU", 1))))
     training = dataclasses.replace(defaults.training, time_budget_s=config.train_s)
     trained = train.fit(

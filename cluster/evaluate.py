@@ -1,10 +1,11 @@
 """Evaluating a generator on the cluster: a remote call a seed, and one a part of the zoo for distances."""
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import safetensors.torch
@@ -13,24 +14,35 @@ from torch import Tensor
 
 from ckpt_factory import Task, make, with_options
 from ckpt_factory.files import atomic_path, check_writable
-from ckpt_factory.zoo import HEADER, Zoo, sha256
+from ckpt_factory.zoo import Zoo, sha256
+from generator.amortise import amortised
 from generator.artefact import MODEL, WeightGenerator
+from generator.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
 from generator.evaluate import (
     HeldOut,
     held_out_runs,
     measured_again,
-    nearest_distance,
     networks_of_metric,
     prompt_grid,
     summarise,
     training_checkpoints,
 )
+from generator.hole import outside
+from generator.novelty import Search, evenly, merge_neighbours, training_runs
 from generator.prompt import check_prompts
+from generator.recipe import steps_per_epoch
+from generator.samplers import SamplerName, Trajectory
 from generator.starts import STARTS, recursive_curves
+from generator.suite import Found, SuiteConfig, parts_of
 
+from .audit import NUM_PARTS, over_ray
+from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
+from .suite import Evaluated, part_remotely, spent_on
 
+DISTANCES = ("distance_generated", "distance_held_out", "distance_ratio")
+"""What an audit measures of distances, that an evaluation measures without one, too."""
 ARRAYS = "evaluation.safetensors"
 
 
@@ -55,12 +67,21 @@ class EvaluateConfig:
     """The best prompt; default the best validation metric of the training runs."""
     num_seeds: int = 3
     """Repetitions with other sampling noise; the spread over them is reported."""
-    steps: int = 10
-    """Sampling steps."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     distance_networks: int = 32
-    """Networks whose distance to all training checkpoints is measured; 0 measures none."""
+    """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
+    none."""
+    audit: bool = True
+    """Audit the networks (see `theta audit`): whether they are copies, and how they compare with noise on
+    training networks, means and other baselines at equal novelty. It takes little longer than distances."""
     episodes: int | None = None
     """Episodes that every network is measured by, for tasks of that option; default as in the zoo. Of the zoo
     only held-out runs are measured again: the retrieval control keeps the zoo's metrics."""
@@ -68,6 +89,8 @@ class EvaluateConfig:
     """Updates in a row, always for the best metric, of starts unlike the zoo's (halved, doubled, orthogonal,
     uniform) and of its own; 0: none, 10 as published. They cost 5 times so many updates for each network, the
     prompts `num_prompts` times `num_seeds`."""
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    """Further parts."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -78,8 +101,11 @@ class EvaluateConfig:
             ("distance_networks", 0),
             ("ood", 0),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; expected at least {least}")
+        if self.audit and not self.distance_networks:
+            raise ValueError("distance_networks is 0, which leaves nothing to audit; give --no-audit, too")
 
 
 def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
@@ -88,13 +114,19 @@ def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
     Raises:
         ValueError: the task knows no episodes, or its images are not there.
     """
+    id = id_of_task(config, zoo)
+    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+
+
+def id_of_task(config: EvaluateConfig, zoo: Zoo) -> str:
+    """Of the zoo's task, with as many episodes as asked for."""
     id = zoo.header.task
     if config.episodes is not None:
         try:
             id = with_options(id, episodes=config.episodes)
         except ValueError as error:
             raise ValueError(f"episodes is {config.episodes}, but {error}; leave --episodes out") from None
-    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+    return id
 
 
 @ray.remote(num_cpus=1)
@@ -110,6 +142,7 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -127,6 +160,7 @@ def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, A
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -136,12 +170,6 @@ def measured_remotely(config: EvaluateConfig, data: Any) -> HeldOut:
     generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
     held_out = held_out_runs(zoo, generator, config.num_networks)
     return measured_again(held_out, task_of(config, zoo, data))
-
-
-@ray.remote(num_cpus=1)
-def distances_in_part(config: EvaluateConfig, queries: Tensor, units: Sequence[int]) -> Tensor:
-    torch.set_num_threads(1)
-    return nearest_distance(Zoo.open(config.zoo), WeightGenerator.load(config.generator), queries, units)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -165,101 +193,158 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             label="warning",
         )
     data = ray.put(getattr(task, "data", None))
-    kinds = list(STARTS) if config.ood else []
-    refs = [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)]
-    refs += [curves_of_start.remote(config, data, kind) for kind in kinds]
-    refs += [measured_remotely.remote(config, data)] if config.episodes is not None else []
-    with ProgressBar("evaluate", len(refs) + (4 if config.distance_networks else 0), "parts") as bar:
-        done = []
-        for ref in refs:
-            done.append(ray.get(ref))
-            bar.update(len(done))
-        grids, curves = done[: config.num_seeds], dict(zip(kinds, done[config.num_seeds :], strict=False))
-        held_out = done[-1] if config.episodes is not None else held_out
+    refs = _remote_parts(config, generator, zoo, data)
+    more = NUM_PARTS if config.audit else PARTS_OF_A_ZOO if config.distance_networks else 0
+    with ProgressBar("evaluate", sum(map(len, refs.values())) + more, "parts") as bar:
+        counter = itertools.count(1)
+        done: dict[str, list[Any]] = {name: [] for name in refs}
+        for name, ref in [(name, ref) for name, each in refs.items() for ref in each]:
+            done[name].append(ray.get(ref))
+            bar.update(next(counter))
+        each = over_ray(task, data, config.data_root, lambda: bar.update(next(counter)))
+        grids, held_out = done["grids"], (done["held_out"] or [held_out])[0]
         training = training_checkpoints(zoo, generator.origin.num_training_runs)
-        arrays = _distances(config, generator, zoo, held_out, grids[0], lambda n: bar.update(len(done) + n))
+        training = outside(training, generator.origin.prompted, generator.origin.hole)
+        audited, arrays = _audit_or_distances(config, generator, zoo, task, held_out, grids[0], each)
     result, more = summarise(generator, held_out, grids, training, task)
+    result |= audited
     arrays |= more | {"run_ids": torch.tensor(held_out.run_ids)}
-    if "distance_generated" in arrays:
-        generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
-        result |= {
-            "distance_generated": float(generated),
-            "distance_held_out": float(reference),
-            "distance_ratio": float(generated / reference),
-        }
-    for kind, curve in curves.items():
+    result |= _distance_numbers(arrays)
+    numbers, tensors = _further(config, zoo, held_out, grids, done["further"])
+    result |= numbers
+    arrays |= tensors
+    for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
-        "sampler": config.sampler,
-        "sampling_steps": config.steps,
+        "sampler": sampling.sampler,
+        "sampling_steps": sampling.steps,
+        "trajectory": sampling.trajectory,
+        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
+        "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
         "num_networks": len(held_out.run_ids),
         "num_seeds": config.num_seeds,
         "wall_s": time.monotonic() - started,
     }
 
 
-def _distances(
+def _remote_parts(
+    config: EvaluateConfig, generator: WeightGenerator, zoo: Zoo, data: Any
+) -> dict[str, list[Any]]:
+    """References to all that is measured, by what it is, in the order in which it is begun."""
+    evaluated, parts = _evaluated(config, zoo), parts_of(config.suite, generator)
+    again = config.episodes is not None
+    return {
+        "grids": [grid_of_seed.remote(config, data, seed) for seed in range(config.num_seeds)],
+        "curves": [curves_of_start.remote(config, data, kind) for kind in STARTS if config.ood],
+        "held_out": [measured_remotely.remote(config, data)] if again else [],
+        "further": [part_remotely.remote(evaluated, config.suite, data, part) for part in parts],
+    }
+
+
+def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
+    return Evaluated(
+        generator=config.generator,
+        zoo=config.zoo,
+        task=id_of_task(config, zoo),
+        data_root=config.data_root,
+        num_networks=config.num_networks,
+        best=config.best_prompt,
+        steps=config.steps,
+        sampler=config.sampler,
+        trajectory=config.trajectory,
+    )
+
+
+def _further(
+    config: EvaluateConfig,
+    zoo: Zoo,
+    held_out: HeldOut,
+    grids: Sequence[dict[str, Any]],
+    parts: Sequence[Found],
+) -> Found:
+    """What the further parts have found, and after how many networks the generator has paid for itself."""
+    result, arrays = {}, {}
+    for numbers, tensors in parts:
+        result |= numbers
+        arrays |= tensors
+    if config.suite.amortise:
+        column = f"test_{zoo.header.prompted.removeprefix('validation_')}"
+        spent, num_steps = spent_on(config.generator, zoo), zoo.header.runs_plan.num_steps
+        paid = amortised(held_out, grids, column, zoo.header.objective, spent, result, num_steps)
+        result |= paid[0]
+        arrays |= paid[1]
+    return result, arrays
+
+
+def _audit_or_distances(
     config: EvaluateConfig,
     generator: WeightGenerator,
     zoo: Zoo,
+    task: Task,
     held_out: HeldOut,
     grid: dict[str, Any],
-    report: Callable[[int], None],
-) -> dict[str, Tensor]:
-    """Distances to the nearest training checkpoint, of networks made and of held-out ones of equal metric."""
+    each: Each,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The audit's numbers and arrays, or only the distances to the nearest training checkpoint."""
+    if config.audit:
+        start = held_out.theta[:, 0]
+        subject = subject_of_grid(generator, grid, start, most=config.distance_networks, seed=0)
+        audited, arrays = audit_networks(subject, held_out.rows(), zoo, task, each=each)
+        shown = {name: value for name, value in audited.items() if name not in DISTANCES}
+        return (
+            {f"audit_{name}": value for name, value in shown.items()},
+            {name if name.startswith("distance_") else f"audit/{name}": a for name, a in arrays.items()},
+        )
     if not config.distance_networks:
-        return {}
+        return {}, {}
     made = grid["theta"][: config.distance_networks, 0]
     reached = grid[generator.origin.prompted][: config.distance_networks, 0]
     matched = networks_of_metric(held_out, generator.origin.prompted, reached)
-    queries = ray.put(torch.cat([made, matched]))
-    parts = [zoo.finished_units()[i::4] for i in range(4)]
-    found = []
-    for ref in [distances_in_part.remote(config, queries, part) for part in parts]:
-        found.append(ray.get(ref))
-        report(len(found))
-    generated, reference = torch.stack(found).amin(0).split(len(made))
-    return {"distance_generated": generated, "distance_held_out": reference}
+    first, units = generator.origin.num_training_runs, zoo.finished_units()
+    runs = evenly(training_runs(zoo, first), AuditSettings().search_runs)
+    search = Search(torch.cat([made, matched]), first, frozenset(runs))
+    found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
+    nearest = merge_neighbours([part for part, _ in found]).distance[:, 0]
+    generated, reference = nearest.split(len(made))
+    return {}, {"distance_generated": generated, "distance_held_out": reference}
 
 
-def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
-    """Refuse a zoo that a generator was not trained on: its held-out runs would not be held out."""
-    origin = generator.origin
-    if origin.task != zoo.header.task:
-        raise ValueError(
-            f"the generator is for task {origin.task!r}, zoo {zoo.path} holds {zoo.header.task!r}; give "
-            "the zoo it was trained on"
-        )
-    if origin.zoo_sha256 != sha256(zoo.path / HEADER):
-        raise ValueError(
-            f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
-            "be among its "
-            "training runs; give the zoo it was trained on"
-        )
+def _distance_numbers(arrays: dict[str, Tensor]) -> dict[str, float]:
+    """Medians and their ratio, where distances were measured."""
+    if "distance_generated" not in arrays:
+        return {}
+    generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
+    return {
+        "distance_generated": float(generated),
+        "distance_held_out": float(reference),
+        "distance_ratio": float(generated / reference),
+    }
 
 
 def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
-    if not zoo.header.remeasurable:
-        raise ValueError(
-            f"zoo {config.zoo} was imported with the metrics of its source; an evaluation needs those of the "
-            "task on its validation and test data: import it again with --evaluate"
-        )
+    check_measurable(zoo, "an evaluation")
     check_belongs(WeightGenerator.load(config.generator), zoo)
-    task_of(config, zoo)
+    task = task_of(config, zoo)
+    if config.suite.amortise:
+        spent_on(config.generator, zoo)
+    if config.suite.fine_tune:
+        steps_per_epoch(task, zoo.header.runs_plan.batch_size[0])  # refused where there are no epochs
 
 
 COMMAND = Command(
     EvaluateConfig,
     lambda config: (evaluate(config), config.out, 0),
     check=_check,
-    examples="theta evaluate --generator runs/generator --zoo runs/zoo --out runs/evaluation",
+    examples="theta evaluate --generator runs/generator --zoo runs/zoo --out runs/evaluation\n"
+    "theta evaluate --rivals 10 --fine-tune 0 1 5 20 --amortise --walk 24 --out runs/evaluation-whole",
 )

@@ -55,7 +55,8 @@ class FactoryConfig:
     repair: bool = False
     """First look for damaged shards, and make those anew."""
     use_gpu: bool = False
-    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more."""
+    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more. Not for
+    policies, whose environments are on the CPU."""
 
     def __post_init__(self) -> None:
         if self.env is not None and "env" in self.options:
@@ -145,6 +146,23 @@ def pendulum() -> FactoryConfig:
     return FactoryConfig(task=task, num_runs=4096, plan=plan)
 
 
+def mountaincar_continuous() -> FactoryConfig:
+    """1,024 MountainCarContinuous policies by evolution strategies, 40 steps, 20 checkpoints."""
+    plan = RunPlan(
+        num_steps=40,
+        batch_size=(32,),
+        optimizer=("adamw",),
+        lr=(1.0, 1.0),
+        weight_decay=(0.0, 0.0),
+        hyper=_fixed(sigma=0.3),
+        num_checkpoints=20,
+        spacing="metric",
+    )
+    # PPO sees the goal by chance alone, and half of its runs learn to stand still before they do.
+    task = "rl_tasks:mountaincar-continuous-v0?activation=tanh&algorithm=es&trials=1"
+    return FactoryConfig(task=task, num_runs=1024, stack_size=64, plan=plan)
+
+
 def gym() -> FactoryConfig:
     """64 policies, by PPO, for an environment of Gymnasium's or your own: give --env ID or module:ID."""
     plan = RunPlan(
@@ -163,7 +181,18 @@ def _fixed(**values: float) -> dict[str, tuple[float, float]]:
 
 
 PRESETS = {
-    each.__name__: each for each in (digits, mnist, published, diverse, smoke, cartpole, pendulum, gym)
+    each.__name__: each
+    for each in (
+        digits,
+        mnist,
+        published,
+        diverse,
+        smoke,
+        cartpole,
+        pendulum,
+        mountaincar_continuous,
+        gym,
+    )
 }
 
 
@@ -205,7 +234,7 @@ def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
-    check_plan(task, config.plan)
+    check_plan(task, config.plan, "cuda" if config.use_gpu else "cpu")
     if (config.out / HEADER).exists():
         Zoo.create(config.out, header)  # refuses another zoo
     return header, task
@@ -289,8 +318,8 @@ class CheckpointFactory:
 def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
     runs = zoo.read_runs() if zoo.finished_units() else None
     made = sum(report["runs"] for report in reports)
-    logged = _logged(zoo)  # of this and of earlier sessions
-    runs_logged, cpu_s = (sum(each[name] for each in logged) for name in ("runs", "cpu_s"))
+    reports_of_all = logged(zoo)  # of this and of earlier sessions
+    runs_logged, cpu_s = (sum(each[name] for each in reports_of_all) for name in ("runs", "cpu_s"))
     return {
         "task": zoo.header.task,
         "runs": len(runs) if runs else 0,
@@ -304,7 +333,7 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
     }
 
 
-def _logged(zoo: Zoo) -> list[dict[str, Any]]:
+def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
     for line in (zoo.path / LOG).read_text().splitlines() if (zoo.path / LOG).exists() else []:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
@@ -14,6 +14,7 @@ from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
+from generator.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say
@@ -33,10 +34,15 @@ class PromptConfig:
     """Fresh initialisations to start from; default 4."""
     updates: int = 1
     """Updates in a row, each from the metric that the last one achieved."""
-    steps: int = 10
-    """Sampling steps of an update."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
@@ -70,6 +76,7 @@ def prompt_remotely(config: PromptConfig, data: Any, theta: torch.Tensor, prompt
         updates=config.updates,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
 
 
@@ -106,6 +113,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "networks": rows,
         "prompted_column": column,
         "mean_absolute_gap": float(gap.mean()),
+        "networks_per_s": made.networks_per_s,
         f"mean_{column}_after_each_update": curve,
     }
 

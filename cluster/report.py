@@ -12,10 +12,11 @@ from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.report import render_report
 
+from .belongs import check_belongs
 from .command import Command
-from .evaluate import ARRAYS, check_belongs
+from .evaluate import ARRAYS
 from .progress import say
-from .train import LOG, read_log
+from .training_log import LOG, read_log
 
 
 @dataclass(frozen=True, kw_only=True)

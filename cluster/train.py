@@ -1,14 +1,12 @@
 """Training the generator with Ray Train: a TorchTrainer over DDP, fed by Ray Data, resumed after any kill."""
 
 import json
-import math
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,77 +21,31 @@ from ckpt_factory.files import check_same, check_writable, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import CONFIG, Origin, WeightGenerator
 from generator.card import model_card
-from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
-from generator.pairs import Reservoir, Runs, WindowFeed
-from generator.train import TrainConfig, faster_precision, train
+from generator.hole import check_hole, outside
+from generator.layouts import LAYOUTS
+from generator.pairs import WindowFeed
+from generator.reading import reservoir_of
+from generator.train import Report, TrainConfig, faster_precision, train
 
+from .calibration import calibrated
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
-from .progress import ProgressBar, say
+from .moments import measured
+from .progress import say
 from .rendezvous import torch_config
+from .train_config import PRESETS, GeneratorConfig
+from .training_log import LOG, TrainingLog, following, read_log, resume_log
 
-RAY_FOLDER, LOG, STATE, REQUEST = "ray_train", "training.jsonl", "state.pt", "request.json"
+RAY_FOLDER, STATE, REQUEST = "ray_train", "state.pt", "request.json"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
 """Training runs that coordinates and scales are fitted on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    """What to train, on what."""
-
-    zoo: Path = Path("runs/zoo")
-    """The zoo to learn from."""
-    out: Path = Path("runs/generator")
-    """Folder of the artefact. The same command again resumes a training that was killed."""
-    data_root: Path | None = None
-    """Where the task's images are, as for `theta make`."""
-    held_out: float = 0.1
-    """Share of the runs, by whole groups, that is never trained on."""
-    rank: int = 128
-    """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
-    they are."""
-    num_workers: int = 2
-    """Training processes, one CPU each."""
-    use_gpu: bool = False
-    """Give every training process a GPU."""
-    reservoir_gib: float = 2.0
-    """Memory for runs per worker; a zoo that fits is held there whole, of a larger one a moving window."""
-    training: TrainConfig = field(default_factory=TrainConfig)
-    """The training itself."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
-        if self.rank < 0 or self.num_workers < 1 or not 0 < self.reservoir_gib < math.inf:
-            raise ValueError(
-                f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
-                f"reservoir_gib {self.reservoir_gib} positive and finite"
-            )
-
-
-def digits() -> GeneratorConfig:
-    """For the digits zoo: three minutes on two cores."""
-    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180))
-
-
-def mnist() -> GeneratorConfig:
-    """For the MNIST zoo: 25 minutes on two cores."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500, lr=3e-3, weight_decay=0.5)
-    return GeneratorConfig(training=training)
-
-
-def smoke() -> GeneratorConfig:
-    """A few hundred steps of a small model, to see that all works."""
-    training = TrainConfig(model=DiTConfig(width=32, depth=2), steps=200, batch_size=64, warmup_steps=10)
-    return GeneratorConfig(num_workers=1, training=training)
-
-
-PRESETS = {"digits": digits, "mnist": mnist, "smoke": smoke}
+Observe = Callable[[WeightGenerator, Report, dict[str, Any] | None], Report]
+"""(the generator, how to report, the state it goes on from) -> how to report instead."""
 
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
@@ -104,33 +56,35 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         raise ValueError(
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
+    columns = training_checkpoints(zoo, num_training)
+    check_hole(columns[zoo.header.prompted], config.hole)
+    seen = outside(columns, zoo.header.prompted, config.hole)[zoo.header.prompted]
     coordinates = Coordinates.fit(task, rank=config.rank)
-    units = [u for u in zoo.finished_units() if zoo.header.run_ids(u)[0] < num_training]
-    per_unit = -(-FIT_RUNS // max(1, len(units)))
-    reservoir = Reservoir(per_unit * max(1, len(units)))
-    for unit in units:
-        rows = zoo.read_unit(unit)
-        chosen = (rows.run_ids < num_training).nonzero().squeeze(1)[:per_unit]
-        theta = rows.theta[chosen].float()
-        z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(Runs(z, rows.metrics[zoo.header.prompted][chosen]))
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole)
     rng = torch.Generator().manual_seed(config.training.seed)
-    seen = training_checkpoints(zoo, num_training)[zoo.header.prompted]
-    scaling = Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, zoo.header.objective)
-    origin = Origin.of_zoo(zoo, num_training)
+    layout = LAYOUTS[config.training.model.tokens]
+    scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
+    origin = Origin.of_zoo(zoo, num_training, config.hole)
     reference = reservoir.best(zoo.header.objective)
-    return WeightGenerator.untrained(
+    made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
     )
+    return replace(made, sampling=config.sampling)
 
 
-def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> TorchTrainer:
+def make_trainer(
+    config: GeneratorConfig,
+    zoo: Zoo,
+    generator: WeightGenerator,
+    observe: Observe | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
     """Ray's own trainer for a generator; `fit()` trains it, the same config again resumes it."""
     workers, limit = config.num_workers, generator.origin.num_training_runs
     parts = partition(zoo, limit, num_workers=workers, seed=config.training.seed)
     run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     return TorchTrainer(
-        train_loop,
+        partial(train_loop, observe=observe),
         train_loop_config={
             "training": asdict(config.training),
             "parts": generator.to_parts(),
@@ -154,12 +108,12 @@ def make_trainer(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) 
             storage_path=str((config.out / RAY_FOLDER).absolute()),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[TrainingLog(config.out.absolute() / LOG)],
+            callbacks=[TrainingLog(config.out.absolute() / LOG), *callbacks],
         ),
     )
 
 
-def train_loop(loop_config: dict[str, Any]) -> None:
+def train_loop(loop_config: dict[str, Any], observe: Observe | None = None) -> None:
     """What every training worker runs."""
     torch.set_num_threads(1)
     config = TrainConfig(**loop_config["training"] | {"model": DiTConfig(**loop_config["training"]["model"])})
@@ -168,7 +122,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     num_runs, capacity = loop_config["num_runs"][rank], loop_config["capacity_runs"]
     epochs = 1 if num_runs <= capacity else None  # what fits into memory is read once
     runs = stream_runs(ray.train.get_dataset_shard(name_of(rank)), epochs=epochs)
-    feed = WindowFeed(runs, num_runs, capacity_runs=capacity)
+    feed = WindowFeed(runs, num_runs, capacity_runs=capacity, pairs=config.pairs)
     state = last_state()
     feed.begin(state["step"] if state else 0)
     train(
@@ -176,7 +130,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         lambda step, num, rng: generator.arrange(feed.draw(step, num, rng), rng=rng),
         generator.scaling,
         config,
-        report=report,
+        report=observe(generator, report, state) if observe else report,
         state=state,
         wrap=prepare_model,
         rank=rank,
@@ -208,28 +162,6 @@ def load_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         return torch.load(Path(folder) / STATE, weights_only=True, map_location="cpu")
 
 
-class TrainingLog(UserCallback):
-    """Appends rank 0's metrics to a file: the learning curve, and what the progress bar follows."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics[0]) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, float | int]]:
-    """The learning curve, one entry per reported step; of a step done twice, after a resume, the last."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # a line that a kill has torn
-            entries.append(json.loads(line))
-    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
-
-
 def check(config: GeneratorConfig) -> Zoo:
     """The zoo to train on, if it can be.
 
@@ -244,9 +176,15 @@ def check(config: GeneratorConfig) -> Zoo:
     return zoo
 
 
-def fit(config: GeneratorConfig) -> dict[str, Any]:
+def fit(
+    config: GeneratorConfig, *, observe: Observe | None = None, callbacks: Sequence[UserCallback] = ()
+) -> dict[str, Any]:
     """Train a generator on the connected cluster, or go on where a killed training stopped; returns its
     metrics.
+
+    Args:
+        observe: what adds to every report, in the worker that makes it.
+        callbacks: of Ray Train, which see all reports.
 
     Raises:
         ValueError: `config.out` holds another training, or the zoo cannot be trained on.
@@ -257,7 +195,7 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         say(f"zoo {zoo.path} lacks {missing} of its {zoo.header.num_units} shards: training on the others")
     generator = None
     if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
-        _check_resources(config)
+        check_resources(config)
         generator = prepare(config, zoo)
         limit = generator.origin.num_training_runs
         partition(zoo, limit, num_workers=config.num_workers, seed=config.training.seed)
@@ -265,14 +203,15 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
         return json.loads((config.out / CONFIG).read_text())["training"]
-    _check_resources(config)
+    check_resources(config)
     started = time.monotonic()
-    _resume(config.out)
+    saved = (config.out / RAY_FOLDER).glob("*/step-*")
+    resume_log(config.out, max((int(path.name.removeprefix("step-")) for path in saved), default=None))
     generator = generator or prepare(config, zoo)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
-    trainer = make_trainer(config, zoo, generator)
+    trainer = make_trainer(config, zoo, generator, observe, callbacks)
     try:
-        with _progress(config.out / LOG):
+        with following(config.out / LOG):
             result = trainer.fit()
     except SystemExit:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from None
@@ -280,6 +219,13 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
+    if config.moments:
+        say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
+        generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
+    if config.calibrate:
+        say(f"calibrating prompts on {config.calibrate} training initialisations")
+        found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
+        generator = replace(generator, calibration=found)
     curve = read_log(config.out / LOG)
     pairs = int(state["step"]) * config.training.batch_size * config.num_workers
     metrics = {
@@ -300,18 +246,6 @@ def fit(config: GeneratorConfig) -> dict[str, Any]:
     return metrics
 
 
-def _resume(folder: Path) -> None:
-    """Say where an interrupted training goes on, and forget of its log what will be done again."""
-    saved = [int(path.name.removeprefix("step-")) for path in (folder / RAY_FOLDER).glob("*/step-*")]
-    entries = read_log(folder / LOG)
-    if saved:
-        say(f"resuming the training in {folder} from step {max(saved):,}")
-    elif entries:
-        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
-    kept = [entry for entry in entries if saved and entry["step"] <= max(saved)]
-    write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-
 def _loads(folder: Path) -> bool:
     try:
         WeightGenerator.load(folder)
@@ -321,7 +255,7 @@ def _loads(folder: Path) -> bool:
     return True
 
 
-def _check_resources(config: GeneratorConfig) -> None:
+def check_resources(config: GeneratorConfig) -> None:
     """Ray would wait for ever for what the cluster does not have."""
     has = ray.cluster_resources()
     for name, each in (("CPU", WORKER_CPUS), ("GPU", int(config.use_gpu))):
@@ -361,28 +295,6 @@ def _claim(config: GeneratorConfig, zoo: Zoo) -> GeneratorConfig:
         raise ValueError(f"{path} is damaged ({error}); remove the folder, or give another --out") from None
     check_same(f"{config.out} holds another training", held, wanted)
     return replace(config, training=replace(config.training, precision=precision))
-
-
-@contextmanager
-def _progress(log: Path) -> Iterator[None]:
-    """A bar that follows the training log while the block runs."""
-    stop = threading.Event()
-
-    def follow(bar: ProgressBar) -> None:
-        while not stop.wait(1.0):
-            if entries := read_log(log):
-                last = entries[-1]
-                note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
-                bar.update(100 * last["progress"], note)
-
-    with ProgressBar("train", 100, "%") as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 COMMAND = Command(

@@ -1,5 +1,6 @@
 """Watching what a generator makes: a film of policies side by side, each with its prompt and its return."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,13 +9,15 @@ import torch
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
+from ckpt_factory.tasks import options
 from ckpt_factory.tasks.base import seeded
-from ckpt_factory.tasks.registry import with_options
+from ckpt_factory.tasks.registry import spec, with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
+from generator.samplers import SamplerName, Trajectory
 from rl_tasks.tasks import PolicyTask
-from rl_tasks.watch import compose, play, write_film
+from rl_tasks.watch import check_drawable, compose, play, write_film
 
 from .command import Command
 from .progress import ProgressBar, say
@@ -36,10 +39,15 @@ class WatchConfig:
     """Of the film; MP4 is smaller, a GIF is shown everywhere."""
     every: int = 4
     """Steps of the environment from one picture to the next."""
-    steps: int = 10
-    """Sampling steps of the update."""
-    sampler: Literal["ddim", "ddpm"] = "ddpm"
-    """Ancestral (ddpm) or deterministic (ddim) sampling."""
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
     seed: int = 0
     """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
     out: Path = Path("runs/watch")
@@ -47,8 +55,9 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         for name in ("every", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
         _ = self.prompts
@@ -76,6 +85,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
         rng=seeded(config.seed, 1),
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
     )
     achieved, std = (made.achieved[-1][f"test_{name}"].tolist() for name in ("return", "return_std"))
     captions = [
@@ -114,7 +124,7 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
     """
     generator = WeightGenerator.load(config.generator)
     name = generator.origin.task
-    if config.task is not None and config.task.partition("?")[0] != name.partition("?")[0]:
+    if config.task is not None and not _is_of(name, config.task):
         raise ValueError(f"the generator in {config.generator} is for {name!r}, not for {config.task!r}")
     task = make(name)
     if not isinstance(task, PolicyTask):
@@ -124,8 +134,18 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
     return generator, task
 
 
+def _is_of(name: str, asked: str) -> bool:
+    """The task of that name, and the options that are asked for are what it has or has by default."""
+    if asked.partition("?")[0] != name.partition("?")[0]:
+        return False
+    (_, own), (_, wanted) = options.split(with_options(name)), options.split(with_options(asked))
+    defaults = inspect.signature(spec(name).entry_point).parameters
+    return all(own.get(key, str(defaults[key].default)) == value for key, value in wanted.items())
+
+
 def _check(config: WatchConfig) -> None:
-    load(config)
+    _, task = load(config)
+    check_drawable(task.setting)
     check_writable(config.out)
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,23 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 
-from .conditioning import Scaling
+from .analytic import Moments
+from .conditioning import Calibration, Scaling
 from .coordinates import Coordinates
-from .diffusion import timesteps
 from .dit import Denoiser, DiTConfig
+from .hole import Hole
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
 from .pairs import Pairs
-from .samplers import SAMPLERS
+from .samplers import SAMPLERS, Covariance, Denoise, Sampling
+from .trajectory import optimal_trajectory
+from .width import transfer
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"
-REFERENCE = "reference"
+REFERENCE, CALIBRATION, MOMENTS = "reference", "calibration", "moments/"
 SCALES = ("start_mean", "start_scale", "update_scale")
+AT_ONCE = 256
+"""Networks that are sampled at once: enough for full speed, and memory does not grow with their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +51,11 @@ class Origin:
     """Runs with a smaller id were trained on; the others are held out."""
     inputs: str = ""
     """How a network's input is made from raw data."""
+    hole: Hole | None = None
+    """Training checkpoints with a metric between these two were never learned from."""
 
     @classmethod
-    def of_zoo(cls, zoo: Zoo, num_training_runs: int) -> "Origin":
+    def of_zoo(cls, zoo: Zoo, num_training_runs: int, hole: Hole | None = None) -> "Origin":
         return cls(
             task=zoo.header.task,
             prompted=zoo.header.prompted,
@@ -55,7 +63,14 @@ class Origin:
             zoo_sha256=sha256(zoo.path / HEADER),
             num_training_runs=num_training_runs,
             inputs=zoo.header.inputs,
+            hole=hole,
         )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "Origin":
+        """From what config.json says."""
+        hole = fields.get("hole")  # generators saved before say nothing of it
+        return cls(**{**fields, "hole": None if hole is None else tuple(hole)})
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,13 @@ class WeightGenerator:
     model: Denoiser
     reference: Float[Tensor, " Z"] | None = None
     """The network, in coordinates, whose order of units others are brought into; for such layouts alone."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How it is sampled unless told otherwise."""
+    calibration: Calibration | None = None
+    """What its own sampling has to be asked for, and how far it has to go, to give what is prompted; None:
+    just that."""
+    moments: Moments | None = None
+    """How uncertain its predictions are, which some samplers need to know; None where it was not measured."""
 
     @classmethod
     def untrained(
@@ -88,6 +110,8 @@ class WeightGenerator:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
             model = layout.make(coordinates, config)
+            if config.base_width is not None:
+                transfer(model, layout.make(coordinates, config.at_base()))
         return cls(origin, coordinates, scaling, model, reference if layout.sorts else None)
 
     @property
@@ -116,8 +140,11 @@ class WeightGenerator:
         prompt: Float[Tensor, " K"] | float,
         *,
         rng: torch.Generator,
-        steps: int = 10,
-        sampler: str = "ddpm",
+        steps: int | None = None,
+        sampler: str | None = None,
+        trajectory: str | None = None,
+        at_once: int = AT_ONCE,
+        noise: Float[Tensor, "K Z"] | None = None,
     ) -> Float[Tensor, "K D"]:
         """One update of each network, prompted.
 
@@ -126,36 +153,83 @@ class WeightGenerator:
             metric: the metric each of them has on the validation split.
             prompt: the metric each updated network shall have, or one for all.
             rng: of the sampling noise.
-            steps: sampling steps, evaluations of the model.
-            sampler: "ddim" or "ddpm".
+            steps: sampling steps, evaluations of the model; default its own.
+            sampler: "ddim", "ddpm", or another of SAMPLERS; default its own. With another sampling than its
+                own, prompts are what it is asked for, without calibration.
+            trajectory: "even" or "optimal"; default its own.
+            at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
+            noise: what sampling begins with, standard normal; default drawn from rng.
 
         Raises:
-            ValueError: another sampler, or networks, metrics and prompts that do not fit together.
+            ValueError: an unknown sampler, one that needs moments that it has not, or networks, metrics and
+                prompts that do not fit together.
         """
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; expected one of {', '.join(SAMPLERS)}")
+        sampling = self.sampling.changed(steps, sampler, trajectory)
+        times, more = self._plan(sampling)
         prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
         if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
             raise ValueError(
                 f"theta is {tuple(theta.shape)} and metric {tuple(metric.shape)}; expected "
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
+        stretch = 1.0
+        if self.calibration is not None and sampling == self.sampling:
+            prompt, stretch = self.calibration.ask(prompt), self.calibration.stretch
+        sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta.device), rng=rng, **more)
+        thetas, metrics, prompts = (each.split(at_once) for each in (theta, metric, prompt))
+        noises = [None] * len(thetas) if noise is None else noise.split(at_once)
+        parts = zip(thetas, metrics, prompts, noises, strict=True)
+        made = torch.cat([self._sampled(*part, sample, rng) for part in parts])
+        return made if stretch == 1 else torch.lerp(theta, made, stretch)
+
+    def denoiser(
+        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, " B"], prompt: Float[Tensor, " B"]
+    ) -> Denoise:
+        """Of scaled updates of these networks, in the order of units that the layout wants."""
+        start = self.scaling.start(z)
+        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
+        return lambda x, t: self.model(x, t.expand(len(x)), start, metrics)
+
+    def _sampled(
+        self,
+        theta: Tensor,
+        metric: Tensor,
+        prompt: Tensor,
+        noise: Tensor | None,
+        sample: Callable[[Denoise, Tensor], Tensor],
+        rng: torch.Generator,
+    ) -> Tensor:
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
-        start = self.scaling.start(z)
-        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            return self.model(x, t.expand(len(x)), start, metrics)
-
-        noise = torch.randn(z.shape, generator=rng).to(z)
-        u = SAMPLERS[sampler](denoise, noise, timesteps(steps).to(z), rng=rng)
+        denoise = self.denoiser(z, metric, prompt)
+        noise = torch.randn(z.shape, generator=rng) if noise is None else noise
+        u = sample(denoise, noise.to(z))
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
+
+    def _plan(self, sampling: Sampling) -> tuple[Float[Tensor, " T"], dict[str, Covariance]]:
+        """The times of a sampling, and what its sampler has to know beside the denoiser."""
+        moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
+        if not sampling.needs_moments:
+            return self.model.timesteps(sampling.steps), {}
+        if moments is None:
+            what = f"sampler {sampling.sampler!r}" if kind else f"an {sampling.trajectory} trajectory"
+            raise ValueError(
+                f"{what} needs to know how uncertain the generator's predictions are: measure it with "
+                "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
+            )
+        optimal = sampling.trajectory == "optimal"
+        times = (
+            optimal_trajectory(moments, sampling.steps) if optimal else self.model.timesteps(sampling.steps)
+        )
+        if kind is None:
+            return times, {}
+        group = self.coordinates.group
+        return times, {"covariance": lambda t: moments.covariance(kind, t.cpu())[group]}
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
@@ -170,10 +244,16 @@ class WeightGenerator:
             "metric_moments": list(self.scaling.metric_moments),
             "log_metric": self.scaling.log_metric,
             "from_best": self.scaling.from_best,
+            "sampling": asdict(self.sampling),
+            "stretch": self.calibration.stretch if self.calibration else 1.0,
         }
         scales = {name: getattr(self.scaling, name) for name in SCALES}
         if self.reference is not None:
             scales[REFERENCE] = self.reference
+        if self.calibration is not None:
+            scales |= {f"{CALIBRATION}/{name}": getattr(self.calibration, name) for name in ("asked", "got")}
+        if self.moments is not None:
+            scales |= {f"{MOMENTS}{name}": value for name, value in self.moments.tensors().items()}
         return fields, {f"coordinates/{name}": t for name, t in self.coordinates.tensors().items()} | scales
 
     @classmethod
@@ -181,12 +261,7 @@ class WeightGenerator:
         cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], *, seed: int = 0
     ) -> "WeightGenerator":
         """A generator with a new model, initialised from the seed."""
-        spec = ParamSpec.from_json(json.dumps(fields["spec"]))
-        symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
-        prefix = "coordinates/"
-        coordinates = Coordinates.from_tensors(
-            spec, symmetry, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+        coordinates = coordinates_of_parts(fields, tensors)
         low, high = fields["metric_range"]
         mean, std, log_mean, log_std = fields["metric_moments"]
         scaling = Scaling(
@@ -197,7 +272,21 @@ class WeightGenerator:
             from_best=fields.get("from_best", False),  # generators saved before had none
         )
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
-        return cls.untrained(Origin(**fields["origin"]), coordinates, scaling, config, seed, reference)
+        made = cls.untrained(
+            Origin.from_fields(fields["origin"]), coordinates, scaling, config, seed, reference
+        )
+        calibration = None
+        if f"{CALIBRATION}/asked" in tensors:
+            asked, got = (tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got"))
+            calibration = Calibration(asked, got, fields.get("stretch", 1.0))
+        sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
+        moments = _under(MOMENTS, tensors)
+        return replace(
+            made,
+            sampling=sampling,
+            calibration=calibration,
+            moments=Moments.from_tensors(moments) if moments else None,
+        )
 
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""
@@ -250,6 +339,17 @@ class WeightGenerator:
             text = " ".join(f"{error}".split())[:200]
             raise ValueError(f"the generator in {folder} cannot be loaded ({text}); train it anew") from None
         return replace(generator, model=generator.model.eval().requires_grad_(False))
+
+
+def coordinates_of_parts(fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Coordinates:
+    """The coordinates of `WeightGenerator.to_parts` alone: no model is made, which takes long."""
+    spec = ParamSpec.from_json(json.dumps(fields["spec"]))
+    symmetry = Symmetry(spec, {name: tuple(axes) for name, axes in fields["axes_to_perm"].items()})
+    return Coordinates.from_tensors(spec, symmetry, _under("coordinates/", tensors))
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _digest(fields: Mapping[str, Any]) -> str:

@@ -6,6 +6,24 @@ from typing import Any
 from .artefact import WeightGenerator
 
 
+def how_sampled(generator: WeightGenerator) -> str:
+    """Sampling and calibration, in a line."""
+    sampling, calibration = generator.sampling, generator.calibration
+    line = f"{sampling.sampler}, {sampling.steps} step{'s' if sampling.steps > 1 else ''}"
+    if sampling.trajectory != "even":
+        line += f" on an {sampling.trajectory} trajectory"
+    if calibration is None:
+        return line
+    low, high = (float(calibration.got[i]) for i in (0, -1))
+    line += f"; prompts calibrated on training starts, which got {low:.4g} to {high:.4g}"
+    return line if calibration.stretch == 1 else f"{line} with updates {calibration.stretch:g} times as long"
+
+
+def _hole(generator: WeightGenerator) -> str:
+    hole = generator.origin.hole
+    return f"; between {hole[0]:.4g} and {hole[1]:.4g} nothing was learned from" if hole else ""
+
+
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:
     """README.md of a generator: what it makes, from what it learned, how to use it, what it cannot do."""
     origin, scaling, config = generator.origin, generator.scaling, generator.model.config
@@ -22,11 +40,12 @@ Given a network, its {origin.prompted} and a prompted one, it makes the updated 
 | task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
 | input | {origin.inputs or "as the task gives it"} |
 | metric | {origin.prompted}, {origin.objective}; \
-seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation |
+seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation{_hole(generator)} |
 | tokens | {config.tokens} |
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |
 | coordinates | {layers or "parameters as they are"} |
+| sampling | {how_sampled(generator)} |
 | trained on | {training["training_runs"]:,} runs \
 ({training["held_out_runs"]:,} more are held out, ids from {origin.num_training_runs}) |
 | training | {training["steps"]:,} steps, {training["pairs"]:,} pairs, {training["train_s"]:.0f} s |

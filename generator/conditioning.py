@@ -84,3 +84,27 @@ class Scaling:
         elif self.from_best:  # rising with the metric, too; many returns are the best there is
             other = -((high - value).clamp_min(0) + BEST_BAND * max(high - low, 1e-6)).log()
         return torch.stack([(value - mean) / std, (other - other_mean) / other_std], -1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The metric that networks have, in the mean, that were made for what was asked; both ascend."""
+
+    asked: Float[Tensor, " P"]
+    got: Float[Tensor, " P"]
+    stretch: float = 1.0
+    """What updates were, and are to be, multiplied by."""
+
+    def ask(self, prompt: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """What to ask for to get what is prompted: interpolated, and of what was never got the nearest.
+
+        Where several asks got the same, their mean.
+        """
+        asked, got = self.asked.to(prompt), self.got.to(prompt)
+        levels, group = got.unique_consecutive(return_inverse=True)
+        means = torch.zeros_like(levels).index_add_(0, group, asked) / group.bincount()
+        if len(levels) == 1:
+            return means.expand(prompt.shape)
+        right = torch.searchsorted(levels, prompt.contiguous()).clamp(1, len(levels) - 1)
+        share = (prompt - levels[right - 1]) / (levels[right] - levels[right - 1])
+        return torch.lerp(means[right - 1], means[right], share.clamp(0, 1))

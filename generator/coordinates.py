@@ -111,6 +111,14 @@ class Coordinates:
         """(parameter name, index of its coordinates in z), parameter by parameter."""
         return [(name, self.order[part]) for name, part, _ in self.reduced.spec.slices()]
 
+    @cached_property
+    def group(self) -> Int[Tensor, " Z"]:
+        """Which of the parameters, by its place in the spec, each coordinate belongs to."""
+        found = torch.empty(self.Z, dtype=torch.long)
+        for i, (_, index) in enumerate(self.slots()):
+            found[index] = i
+        return found
+
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of a parameter in z: (units, directions) where its layer is reduced."""
         layer = self.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .diffusion import timesteps, training_times
 from .tokens import NeuronTokens
 
 # Shapes: B batch, n units, T = n + 1 tokens, C model width, Z coordinates of a network.
 
-TokensName = Literal["units", "chunks", "canonical"]
+TokensName = Literal["units", "chunks", "canonical", "gpt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,11 @@ class DiTConfig:
     tokens: TokensName = "units"
     """What a token is. units: a hidden unit, equivariant to their order, matrices between hidden layers as
     features of pairs. chunks: a stretch of a parameter (Peebles et al. 2022), units shuffled at random in
-    training. canonical: chunks of networks whose units are brought into the order of a reference network."""
+    training. canonical: chunks of networks whose units are brought into the order of a reference network.
+    gpt: the published transformer itself, to compare with, its schedule and its one scale for all parameters
+    included."""
     chunk: int | None = None
-    """Most parameters in a token of chunks; default 1000. Only for chunks and canonical."""
+    """Most parameters in a token of chunks; default 1000. Not for units."""
 
     width: int = 128
     """Features of a token."""
@@ -37,18 +40,32 @@ class DiTConfig:
     """Attention heads."""
     mlp_ratio: int = 4
     """Hidden width of a block's MLP over its width."""
+    base_width: int | None = None
+    """The width that learning rate, weight decay and initial sizes are meant for; those of a model of another
+    width are derived from them (muP). Default: meant for the width it has."""
 
     def __post_init__(self) -> None:
         if self.chunk is not None and (self.tokens == "units" or self.chunk < 1):
             raise ValueError(
                 f"chunk is {self.chunk} with tokens {self.tokens!r}; expected at least 1, and only with "
-                "chunks or canonical"
+                "chunks, canonical or gpt"
             )
         for name in ("width", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width is {self.width}; expected an even multiple of heads = {self.heads}")
+        head = self.width // self.heads
+        if self.base_width is not None and (self.base_width < 2 or self.base_width % head):
+            raise ValueError(
+                f"base_width is {self.base_width} with heads of width {head}; expected a multiple of that: "
+                "heads keep their width, give more --heads to a wider model"
+            )
+
+    def at_base(self) -> "DiTConfig":
+        """The same model at its base width, with heads of the same width."""
+        width = self.base_width or self.width
+        return replace(self, width=width, heads=width * self.heads // self.width)
 
 
 class ScalarEmbedding(nn.Module):
@@ -112,6 +129,8 @@ class Denoiser(nn.Module, ABC):
     def __init__(self, config: DiTConfig):
         super().__init__()
         self.config = config
+        self.lr_scales: dict[str, float] = {}
+        """Of parameters whose learning rate is not the optimizer's own: what it is multiplied by."""
 
     @abstractmethod
     def forward(
@@ -128,6 +147,14 @@ class Denoiser(nn.Module, ABC):
             start: scaled start network.
             metrics: scaled metric of the start network and prompt, two features each.
         """
+
+    def training_times(self, num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
+        """Times at which it is trained."""
+        return training_times(num, rng=rng)
+
+    def timesteps(self, num: int) -> Float[Tensor, " {num}+1"]:
+        """Times along which it is sampled in `num` steps, from noise down to 0."""
+        return timesteps(num)
 
     def _build_trunk(self, blocks: Sequence[nn.Module]) -> None:
         """Everything between the first and the last layer; subclasses call it between making these."""

@@ -17,7 +17,6 @@ from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
 from .prompt import linear_prompts, prompt_networks
-from .rebasin import AlignedDistance
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -40,15 +39,35 @@ class HeldOut:
     metrics: dict[str, Float[Tensor, "N S"]]
     batch_sizes: list[int]
 
+    def rows(self) -> Rows:
+        """Without the batch sizes."""
+        return Rows(torch.tensor(self.run_ids), self.steps, self.theta, self.metrics)
+
 
 def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
-    """The first `most` finished held-out runs of a zoo, with all their checkpoints."""
-    first = generator.origin.num_training_runs
+    """The first `most` finished held-out runs of a zoo, with all their checkpoints.
+
+    None of those that the generator's moments were measured on.
+    """
+    end = generator.moments.held_out_from if generator.moments is not None else None
+    rows = finished_runs(zoo, generator.origin.num_training_runs, most, end=end)
+    run_ids = rows.run_ids.tolist()
+    sizes = [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)]
+    return HeldOut(run_ids, rows.steps, rows.theta, rows.metrics, sizes)
+
+
+def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None) -> Rows:
+    """The first `most` finished runs with ids from `first` to below `end`, with all their checkpoints.
+
+    Raises:
+        ValueError: there are none.
+    """
     parts: list[Rows] = []
+    end = zoo.header.num_runs if end is None else end
     for unit in zoo.finished_units():
         if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
-            keep = (rows.run_ids >= first) & rows.finite()
+            keep = (rows.run_ids >= first) & (rows.run_ids < end) & rows.finite()
             parts.append(
                 Rows(
                     rows.run_ids[keep],
@@ -61,13 +80,11 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
         raise ValueError(
             f"zoo {zoo.path} has no finished held-out runs (ids from {first}); finish it with `theta make`"
         )
-    run_ids = torch.cat([part.run_ids for part in parts])[:most].tolist()
-    return HeldOut(
-        run_ids,
+    return Rows(
+        torch.cat([part.run_ids for part in parts])[:most],
         torch.cat([part.steps for part in parts])[:most],
         torch.cat([part.theta for part in parts])[:most],
         {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
-        [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)],
     )
 
 
@@ -113,11 +130,12 @@ def prompt_grid(
     seed: int,
     num_prompts: int = 20,
     best: float | None = None,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
-    (N, P)}.
+    (N, P), "networks_per_s": float}.
 
     Args:
         best: the best prompt; default the best validation metric of the training runs.
@@ -128,13 +146,21 @@ def prompt_grid(
     columns = []
     for k in range(num_prompts):
         rng = seeded(seed, k)
-        columns.append(
-            prompt_networks(generator, task, theta, prompts[:, k], rng=rng, steps=steps, sampler=sampler)
+        made = prompt_networks(
+            generator,
+            task,
+            theta,
+            prompts[:, k],
+            rng=rng,
+            steps=steps,
+            sampler=sampler,
+            trajectory=trajectory,
         )
+        columns.append(made)
     names = columns[0].achieved[-1]
-    return {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1)} | {
-        name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names
-    }
+    rate = prompts.numel() / sum(c.sampling_s for c in columns)
+    made = {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
+    return made | {name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names}
 
 
 def sgd_equivalent_steps(
@@ -189,25 +215,20 @@ def training_checkpoints(zoo: Zoo, num_training_runs: int) -> dict[str, Float[Te
     return {name: torch.cat(parts) for name, parts in columns.items()}
 
 
+def training_starts(zoo: Zoo, num_training_runs: int, most: int) -> Float[Tensor, "N D"]:
+    """Initialisations of the first finished training runs, at most so many."""
+    found: list[Tensor] = []
+    for unit in zoo.finished_units():
+        if zoo.header.run_ids(unit)[0] < num_training_runs and sum(map(len, found)) < most:
+            rows = zoo.read_unit(unit)
+            found.append(rows.theta[(rows.run_ids < num_training_runs) & rows.finite(), 0].float())
+    return torch.cat(found)[:most]
+
+
 def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q"]) -> Float[Tensor, "Q D"]:
     """Of held-out run q, the checkpoint whose metric is nearest the q-th."""
     step = (held_out.metrics[column][: len(metric)] - metric.unsqueeze(1)).abs().argmin(1)
     return held_out.theta[torch.arange(len(metric)), step]
-
-
-def nearest_distance(
-    zoo: Zoo, generator: WeightGenerator, queries: Float[Tensor, "Q D"], units: Sequence[int]
-) -> Float[Tensor, " Q"]:
-    """Distance of networks to the nearest training checkpoint in some units, modulo permutation."""
-    aligned = AlignedDistance(generator.coordinates.spec, generator.coordinates.symmetry)
-    found = torch.full((len(queries),), torch.inf)
-    for unit in units:
-        rows = zoo.read_unit(unit)
-        theta = rows.theta[rows.run_ids < generator.origin.num_training_runs].float().flatten(0, 1)
-        theta = theta[theta.isfinite().all(-1)]
-        if len(theta):
-            found = aligned.nearest(queries, theta, found)
-    return found
 
 
 def summarise(

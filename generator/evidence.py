@@ -39,6 +39,11 @@ class Evidence:
         shown = sorted(n for n in names if not n.endswith(("_std", "_episodes")) and n != self.column)
         return [self.column, *shown]
 
+    @property
+    def audited(self) -> bool:
+        """Whether the evaluation holds an audit with its frontier."""
+        return "audit_verdict" in self.result and self.has("audit/made/quality")
+
     def has(self, *names: str) -> bool:
         return all(name in self.arrays and self.arrays[name].numel() for name in names)
 

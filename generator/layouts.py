@@ -8,11 +8,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .chunk_dit import ChunkDiT
+from .conditioning import Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig, WeightDiT
+from .gpt.denoiser import GptDenoiser, fit_published_scaling
 from .pair_dit import PairDiT
-from .pairs import Pairs
+from .pairs import Pairs, Reservoir
 from .rebasin import match
+
+
+def fit_scaling(
+    coordinates: Coordinates,
+    reservoir: Reservoir,
+    seen: Float[Tensor, " C"],
+    objective: str,
+    *,
+    rng: torch.Generator,
+) -> Scaling:
+    """Scales of every tensor from 20,000 training pairs; `seen`: metrics of all training checkpoints."""
+    return Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, objective)
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,8 @@ class Layout:
     """Training pairs are permuted at random, both networks of a pair alike."""
     sorts: bool = False
     """The start network's units are brought into the order of a reference network, the target's with them."""
+    fit_scaling: Callable[..., Scaling] = fit_scaling
+    """(coordinates, reservoir of training runs, seen metrics, objective, *, rng) -> the units it works in."""
 
 
 def units(coordinates: Coordinates, config: DiTConfig) -> Denoiser:
@@ -36,6 +52,7 @@ LAYOUTS = {
     "units": Layout(units),
     "chunks": Layout(ChunkDiT, shuffles=True),
     "canonical": Layout(ChunkDiT, sorts=True),
+    "gpt": Layout(GptDenoiser, shuffles=True, fit_scaling=fit_published_scaling),
 }
 
 

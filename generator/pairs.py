@@ -1,10 +1,10 @@
 """Pairs: two moments of one training run, (theta, metric) -> (theta*, metric*), the generator's examples."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -75,12 +75,27 @@ class Reservoir:
         i = torch.where(torch.rand(num, generator=rng) < 0.5, torch.zeros_like(j), earlier)
         return Pairs(self._z[run, i], self._metric[run, i], self._z[run, j], self._metric[run, j])
 
+    def checkpoints(self, num: int, *, rng: torch.Generator) -> Float[Tensor, "{num} Z"]:
+        """`num` usable checkpoints, drawn uniformly."""
+        usable = self._usable.flatten().nonzero().squeeze(1)
+        if not len(usable):
+            raise ValueError("no finite checkpoint to draw: all training runs of the zoo diverged")
+        chosen = usable[torch.randint(len(usable), (num,), generator=rng)]
+        return self._z.flatten(0, 1)[chosen]
+
     def best(self, objective: str) -> Float[Tensor, " Z"]:
         """The usable checkpoint of the window with the best metric."""
         order, _, _ = self._levels()
         values = self._metric.flatten()[order]
         chosen = order[values.argmin() if objective == "min" else values.argmax()]
         return self._z.flatten(0, 1)[chosen].clone()
+
+    def whole_runs(self) -> tuple[Float[Tensor, "R S Z"], Float[Tensor, "R S"], Int[Tensor, " W"]]:
+        """(coordinates, metrics, the places of runs that are usable to their end)"""
+        whole = self._usable.all(1).nonzero().squeeze(1) if len(self) else torch.zeros(0, dtype=torch.long)
+        if not len(whole):
+            raise ValueError("no runs to draw pairs from: no training run of the zoo is finite throughout")
+        return self._z, self._metric, whole
 
     def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Usable checkpoints ordered by metric level: (flat index, first of each level, how many of each)."""
@@ -98,6 +113,28 @@ class Reservoir:
         return usable[by_level], first[count > 0], count[count > 0]
 
 
+def sample_by_spacing(reservoir: Reservoir, num: int, *, rng: torch.Generator) -> Pairs:
+    """`num` pairs as published (Peebles et al. 2022): of a run, the spacing first, then where it begins.
+
+    Of S checkpoints the spacing k is uniform in 1 .. S - 1, the start in 0 .. S - 1 - k; metrics have no say,
+    and the early part of training is hardly ever the target. A run that is not finite throughout is left out
+    whole.
+    """
+    z, metric, whole = reservoir.whole_runs()
+    run = whole[torch.randint(len(whole), (num,), generator=rng)]
+    last = metric.shape[1] - 1
+    spacing = torch.randint(1, last + 1, (num,), generator=rng)
+    i = (torch.rand(num, generator=rng, dtype=torch.float64) * (last + 1 - spacing)).long()
+    j = i + spacing
+    return Pairs(z[run, i], metric[run, i], z[run, j], metric[run, j])
+
+
+PairsName = Literal["stratified", "published"]
+Draw = Callable[..., Pairs]
+"""(reservoir, num, *, rng) -> pairs"""
+DRAWS: dict[PairsName, Draw] = {"stratified": Reservoir.sample, "published": sample_by_spacing}
+
+
 class WindowFeed:
     """Pairs for every training step from an endless stream of runs: what is drawn depends on the step alone.
 
@@ -106,8 +143,16 @@ class WindowFeed:
     where the window of that step begins.
     """
 
-    def __init__(self, stream: Iterator[Runs], num_runs: int, *, capacity_runs: int, refill_every: int = 50):
-        self._stream, self._rest = stream, None
+    def __init__(
+        self,
+        stream: Iterator[Runs],
+        num_runs: int,
+        *,
+        capacity_runs: int,
+        refill_every: int = 50,
+        pairs: PairsName = "stratified",
+    ):
+        self._stream, self._rest, self._draw = stream, None, DRAWS[pairs]
         self.num_runs = num_runs
         self.reservoir = Reservoir(min(capacity_runs, num_runs))
         self.refill_every = refill_every
@@ -123,7 +168,7 @@ class WindowFeed:
     def draw(self, step: int, num: int, rng: torch.Generator) -> Pairs:
         """The pairs of a step; steps are asked for in ascending order."""
         self._fill(step)
-        return self.reservoir.sample(num, rng=rng)
+        return self._draw(self.reservoir, num, rng=rng)
 
     def _end(self, step: int) -> int:
         return self.reservoir.capacity_runs + step // self.refill_every * self.refill_runs

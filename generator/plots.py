@@ -135,7 +135,7 @@ def sgd_curves(
     equivalent: float | None = None,
 ) -> str:
     """Learning curves of the zoo's runs; with `reached`, the level of one update and where it crosses."""
-    columns = [_numbers(column) for column in metric.T]
+    columns = [finite_numbers(column) for column in metric.T]
     kept = [j for j, column in enumerate(columns) if column.size]
     x = np.log1p(steps.double().numpy()[kept])
     levels = np.array([np.quantile(columns[j], [0.1, 0.25, 0.5, 0.75, 0.9]) for j in kept]).reshape(-1, 5).T
@@ -147,14 +147,14 @@ def sgd_curves(
         ax.plot(x, levels[2], color=LIGHT["sgd"], lw=2, label=f"{by}, median")
         _step_axis(ax, last)
         ax.set(xlabel=f"{by} step", ylabel=label)
-        if reached is not None and _numbers(reached).size:
-            low, level, high = np.quantile(_numbers(reached), [0.25, 0.5, 0.75])
+        if reached is not None and finite_numbers(reached).size:
+            low, level, high = np.quantile(finite_numbers(reached), [0.25, 0.5, 0.75])
             ax.axhspan(low, high, color=LIGHT["made"], alpha=0.15, lw=0)
             ax.axhline(level, color=LIGHT["made"], lw=2, label="one update")
             if equivalent is not None and math.isfinite(equivalent):
                 _crossing(ax, math.log1p(equivalent), level, f"{equivalent:,.0f} steps")
-        _plain_log(ax, _numbers(metric), label)
-        _legend(ax)
+        plain_log(ax, finite_numbers(metric), label)
+        legend(ax)
 
     kind = "learning" if reached is None else "update"
     return _svg(f"{kind}-{label}", f"{label} of held-out {by} runs over steps", paint)
@@ -180,14 +180,14 @@ def prompted_achieved(
         seen = np.quantile(got, [0.005, 0.995]) if got.size else np.array([low, high])
         ax.set(xlim=(low - pad, high + pad), ylim=(min(low, seen[0]) - pad, max(high, seen[1]) + pad))
         ax.set(xlabel=f"prompted {label.removeprefix('test ')}", ylabel=f"achieved {label}")
-        _legend(ax)
+        legend(ax)
 
     return _svg("prompted", f"prompted against achieved {label}", paint)
 
 
 def alignments(made: Float[Tensor, " M"], retrieved: Float[Tensor, " N"]) -> str:
     """Prompt alignment of each network: a histogram from -1, below which all stand in the first bin."""
-    values, control = _numbers(made), _numbers(retrieved)
+    values, control = finite_numbers(made), finite_numbers(retrieved)
 
     def paint(ax: Axes) -> None:
         lowest = float(np.floor(10 * max(-1.0, min(values.min(initial=0.9), 0.9))) / 10)
@@ -202,7 +202,7 @@ def alignments(made: Float[Tensor, " M"], retrieved: Float[Tensor, " N"]) -> str
                 ax.axvline(at, color=LIGHT[name], lw=1.6, ls=(0, (4, 2)), label=label)
         ax.set(xlim=(lowest, 1), xlabel="prompt alignment of a network", ylabel="share of networks, %")
         ax.grid(axis="x", visible=False)
-        _legend(ax)
+        legend(ax)
 
     return _svg("alignments", "distribution of the prompt alignment over networks", paint)
 
@@ -232,7 +232,7 @@ def shares(
         ax.set_xlim(left=0)
         if last is not None:
             _step_axis(ax, last)
-        _legend(ax)
+        legend(ax)
 
     return _svg(name, f"cumulative share of networks over {label}", paint)
 
@@ -245,11 +245,11 @@ def training_curve(curve: Sequence[dict[str, Any]], x: str, y: str, labels: tupl
     def paint(ax: Axes) -> None:
         ax.plot(across, up, "o-" if len(points) < 30 else "-", color=LIGHT["made"], lw=1.8, ms=4)
         ax.set(xlabel=labels[0], ylabel=labels[1])
-        if not _plain_log(ax, up):
+        if not plain_log(ax, up):
             ax.set_ylim(0, 1.1 * up.max(initial=0) or 1)
         ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        ax.xaxis.set_major_formatter(_digits)
+        ax.xaxis.set_major_formatter(plain_digits)
 
     return _svg(f"training-{y}", f"{labels[1]} over {labels[0]}", paint)
 
@@ -261,7 +261,7 @@ def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
     def paint(ax: Axes) -> None:
         everything = []
         for colour, (title, values) in zip(colours, curves.items(), strict=False):
-            kept = [_numbers(column) for column in values.T]
+            kept = [finite_numbers(column) for column in values.T]
             x = [j for j, column in enumerate(kept) if column.size]
             low, middle, high = (
                 np.array([np.quantile(kept[j], [0.25, 0.5, 0.75]) for j in x]).reshape(-1, 3).T
@@ -271,13 +271,13 @@ def recursion(curves: Mapping[str, Float[Tensor, "N U"]], label: str) -> str:
             everything += [low, high]
         ax.set(xlabel="updates in a row", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain_log(ax, np.concatenate(everything), label)
-        _legend(ax)
+        plain_log(ax, np.concatenate(everything), label)
+        legend(ax)
 
     return _svg("recursion", f"{label} over updates in a row", paint)
 
 
-def _numbers(values: Tensor) -> np.ndarray:
+def finite_numbers(values: Tensor) -> np.ndarray:
     flat = values.double().flatten().numpy()
     return flat[np.isfinite(flat)]
 
@@ -317,11 +317,11 @@ def _step_axis(ax: Axes, last: int) -> None:
     ax.set_xlim(0, math.log1p(last) * 1.01)
 
 
-def _digits(value: float, _: Any = None) -> str:
+def plain_digits(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
+def plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
     """A logarithmic y axis where values are positive and span much; numbers in plain digits either way.
 
     Of returns and accuracies what matters is how near the largest they are: never one for those.
@@ -332,14 +332,14 @@ def _plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(_digits)
+    ax.yaxis.set_major_formatter(plain_digits)
     return wide
 
 
-def _legend(ax: Axes) -> None:
+def legend(ax: Axes, columns: int = 4) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if handles:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2, "ncols": 4}
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2, "ncols": columns}
         ax.legend(handles, labels, **place, handlelength=1.4, columnspacing=1.2, handletextpad=0.5)
 
 

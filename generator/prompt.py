@@ -1,5 +1,6 @@
 """Prompting: one update, or one after the other, of fresh networks or of the user's own."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from ckpt_factory.files import atomic_path
 
 from .artefact import WeightGenerator
 
+MEASURED_AT_ONCE = 1024
+"""Networks whose metrics are measured at once: memory does not grow with their number."""
+
 
 @dataclass(frozen=True)
 class Prompted:
@@ -27,6 +31,13 @@ class Prompted:
     """Metrics of the start networks, by column: validation_loss, test_error, ..."""
     achieved: list[dict[str, Float[Tensor, " K"]]]
     """Metrics after each update."""
+    sampling_s: float
+    """Seconds that sampling took, measuring of metrics left out."""
+
+    @property
+    def networks_per_s(self) -> float:
+        """Networks sampled a second, each once an update."""
+        return len(self.theta) * len(self.achieved) / self.sampling_s
 
 
 def prompt_networks(
@@ -37,8 +48,9 @@ def prompt_networks(
     *,
     rng: torch.Generator,
     updates: int = 1,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
@@ -46,14 +58,23 @@ def prompt_networks(
     """
     if updates < 1:
         raise ValueError(f"updates is {updates}; expected at least 1")
-    start = now = task.metrics_of(theta)
-    achieved = []
+    start = now = _measured(task, theta)
+    achieved, sampling_s = [], 0.0
     for _ in range(updates):
         metric = now[generator.origin.prompted]
-        theta = generator.update(theta, metric, prompt, rng=rng, steps=steps, sampler=sampler)
-        now = task.metrics_of(theta)
+        began = time.perf_counter()
+        theta = generator.update(
+            theta, metric, prompt, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
+        )
+        sampling_s += time.perf_counter() - began
+        now = _measured(task, theta)
         achieved.append(now)
-    return Prompted(theta, prompt, start, achieved)
+    return Prompted(theta, prompt, start, achieved, sampling_s)
+
+
+def _measured(task: Task, theta: Tensor) -> dict[str, Tensor]:
+    parts = [task.metrics_of(part) for part in theta.split(MEASURED_AT_ONCE)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[str]:

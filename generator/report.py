@@ -11,7 +11,7 @@ from torch import Tensor
 from ckpt_factory.card import recipe_facts, zoo_summary
 from ckpt_factory.zoo import Zoo
 
-from . import plots, sections
+from . import plots, sections, suite_sections
 from .artefact import WeightGenerator
 from .evaluate import prompt_alignment
 from .evidence import Evidence, label
@@ -55,7 +55,9 @@ def render_report(
         *([("film", "Watch them", lambda e: sections.film(film), ())] if film else []),
         ("sgd", f"One update against {e.rival}", _against_sgd, ("steps", "sgd_steps", *one)),
         *([("recursion", "Starts unlike the zoo's", sections.recursion, ())] if e.has(ood) else []),
+        *suite_sections.chapters(e),
         ("distances", "Is it new?", sections.distances, ("distance_generated", "distance_held_out")),
+        *([("audit", "Is it more than copies and noise?", sections.audit, ())] if e.audited else []),
         ("weights", "The weights", sections.weights, (*grid, *networks, *one)),
         ("training", "Training the generator", sections.training, ()),
         ("numbers", "All numbers", sections.numbers, ()),
@@ -80,7 +82,7 @@ def render_report(
 <h1><b>θ</b> {task}</h1>
 <p class="kind">thetaforge report: a zoo of checkpoints, the generator that learned from it, and its worth</p>
 <p class="verdict">{_verdict(e)}</p>
-{_control(e)}
+{_control(e)}{_audit(e)}
 <div class="cards">{_cards(e)}</div>
 <nav>{links}</nav>
 </div></header>
@@ -116,11 +118,12 @@ def _steps(result: Mapping[str, Any]) -> str:
 
 
 def _env_steps(result: Mapping[str, Any]) -> str:
+    """What those cost, "14,000 of 41,000 environment steps"; empty where there is no environment."""
     taken, total = result.get("sgd_equivalent_env_steps"), result.get("sgd_total_env_steps")
     if taken is None or total is None or math.isnan(taken):
         return ""
     share = f"{taken:,.0f} of {total:,}" if math.isfinite(taken) else f"more than {total:,}"
-    return f": {share} environment steps"
+    return f"{share} environment steps"
 
 
 def _verdict(e: Evidence) -> str:
@@ -134,8 +137,9 @@ def _verdict(e: Evidence) -> str:
             f"they lie <b>{show(ratio, 3)} times as far</b> from the nearest training checkpoint as held-out "
             f"{e.rival} networks of the same quality ({_words(ratio, NEWNESS)})"
         )
+    taking = f", which take <b>{_env_steps(r)}</b>" if _env_steps(r) else ""
     worth = (
-        f"one update equals <b>{steps} {e.rival} steps</b>"
+        f"one update equals <b>{steps} {e.rival} steps</b>{taking}"
         if steps
         else f"an update's worth in {e.rival} steps is unknown"
     )
@@ -148,6 +152,14 @@ def _control(e: Evidence) -> str:
 nearest the prompt reaches an alignment of <b>{alignment}</b> without generating anything. Prompt alignment
 alone is therefore no evidence of generation: it counts together with the distance to the training
 checkpoints, which is 0 for whatever is looked up.</p>"""
+
+
+def _audit(e: Evidence) -> str:
+    if not e.audited:
+        return ""
+    gate = "passes" if e.result.get("audit_passes") else "fails"
+    return f"""
+<p class="control"><b>The audit {gate}.</b> {html.escape(str(e.result["audit_verdict"]))}</p>"""
 
 
 def _cards(e: Evidence) -> str:
@@ -168,7 +180,7 @@ def _cards(e: Evidence) -> str:
         (
             "One update equals",
             worth,
-            f"{e.rival} steps to the same {label(e.column)}, median{_env_steps(r)}",
+            f"{e.rival} steps to the same {label(e.column)}, median{_after_colon(_env_steps(r))}",
         ),
         (
             "Distance ratio",
@@ -234,6 +246,21 @@ achieve is measured on the test split, so that not even the control is exact.</p
     )
 
 
+def _in_words(e: Evidence) -> str:
+    """Of policies: what one update reaches, what that costs otherwise, and what looking up would give."""
+    if not _env_steps(e.result):
+        return ""
+    made, looked_up = (show(e.result.get(f"{kind}_{e.column}"), 3) for kind in ("one_update", "retrieval"))
+    return f""" Prompted for {show(e.result.get("best_prompt"))}, a policy made in one update returns
+{made} in the mean. {e.rival} takes {_env_steps(e.result)} from the same start until its policy returns as
+much (median). The control, a training policy looked up for the same prompt, returns {looked_up} and
+generates nothing."""
+
+
+def _after_colon(text: str) -> str:
+    return f": {text}" if text else ""
+
+
 def _against_sgd(e: Evidence) -> str:
     r, a, reached = e.result, e.arrays, e.arrays[f"one_update_{e.column}"]
     rows = []
@@ -249,11 +276,12 @@ def _against_sgd(e: Evidence) -> str:
     last, never = int(a["steps"][-1]), int(equivalent.isinf().sum())
     return (
         f"<p>The same starts, updated once with prompt {show(r.get('best_prompt'))}, and trained by "
-        f"{e.rival}.</p>"
+        f"{e.rival}.{_in_words(e)}</p>"
         + figures(
             (
                 level,
-                f"One update (median and middle half) equals {worth} {e.rival} steps, median{_env_steps(r)}.",
+                f"One update (median and middle half) equals {worth} {e.rival} steps, median"
+                f"{_after_colon(_env_steps(r))}.",
             ),
             (
                 plots.shares("equivalents", series, f"{e.rival} steps to be as good", last),

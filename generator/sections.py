@@ -3,10 +3,15 @@
 import base64
 import html
 import importlib.metadata
+import math
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 from . import plots
+from .card import how_sampled
 from .evidence import Evidence, label
+from .frontier import frontier_svg
 from .glossary import meaning
 from .pictures import picture
 from .pictures import weights as draw
@@ -70,6 +75,65 @@ metric that {e.rival} made in a held-out run. A curve far left of it is copying,
 <div class="figures"><figure>{svg}</figure>{facts}</div>"""
 
 
+def audit(e: Evidence) -> str:
+    """What the audit found: the frontier of quality against novelty, and how near copies things are."""
+    r = {name.removeprefix("audit_"): value for name, value in e.result.items() if name.startswith("audit_")}
+    arrays = {n.removeprefix("audit/"): a for n, a in e.arrays.items() if n.startswith("audit/")}
+    metric, axes = f"test_{r['quality_metric']}", list(r["margins"])
+    captions = {
+        "mistakes": "Novelty in mistakes: none in common with any training network is 1, all of them 0.",
+        "weights": "Novelty in weights, modulo the order of units, over a sample of the training networks.",
+    }
+    drawn = [(frontier_svg(r, arrays, axis, e.rival), captions[axis]) for axis in axes]
+    pairs = (
+        ("Mean " + label(metric), "quality_generated", "quality_held_out", metric),
+        (
+            "Copies, nearer to one run than a third of the way to the next",
+            "copy_rate",
+            "copy_rate_held_out",
+            "",
+        ),
+        (
+            "Largest overlap of mistakes with a training network (IoU)",
+            "overlap_most",
+            "overlap_most_held_out",
+            "",
+        ),
+        ("The same with the nearest in weights", "overlap_nearest", "overlap_nearest_held_out", ""),
+        ("Share outside the span of training networks", "off_span", "off_span_held_out", ""),
+    )
+    rows = [
+        (title, show(r.get(ours), 3, column=column) if ours else "", show(r.get(theirs), 3, column=column))
+        for title, ours, theirs, column in pairs
+    ]
+    prompts = [show(r.get(f"{name}prompt_alignment"), 3) for name in ("", "shuffled_")]
+    facts = table(*rows, heads=("", "generated", f"held-out {e.rival}"))
+    against = table(
+        *_margins(r), heads=("Better than, at equal novelty", "generated", f"held-out {e.rival}, best")
+    )
+    return f"""<p>Weights that look new may be blurred or mixed ones of training. Networks for the best prompt
+are therefore held against what anybody can make of the training networks: noise on them, means,
+draws parameter by parameter, and what lies between two of them. A baseline counts where it is as new as the
+networks made; positive numbers are for these. With prompts shuffled between networks the alignment is
+{prompts[1]} instead of {prompts[0]}.</p>
+{figures(*drawn)}<div class="figures">{facts}{against}</div>"""
+
+
+def _margins(r: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """By how much networks, and held-out ones, are better than each baseline; ∞ if it is never as new."""
+    axis, metric = r["novelty_axis"], r["quality_metric"]
+    rows = []
+    for name, ours in r["margins"][axis].items():
+        cells = []
+        for value, low, high in (ours, r["margins_held_out"][axis][name]):
+            numbers = [show(math.inf if v is None else v, 2, column=metric) for v in (value, low, high)]
+            cells.append(
+                numbers[0] if value is None else f"{numbers[0]} <small>({numbers[1]} to {numbers[2]})</small>"
+            )
+        rows.append((label(name), *cells))
+    return rows
+
+
 def weights(e: Evidence) -> str:
     """Weights of starts, of networks made and of trained ones, as pictures."""
     a, spec, column = e.arrays, e.generator.coordinates.spec, e.column
@@ -109,6 +173,7 @@ def training(e: Evidence) -> str:
         ),
         ("Coordinates", html.escape(kept) or "parameters as they are"),
         ("Prompts", f"{label(g.origin.prompted)} ({html.escape(g.origin.objective)}), seen {low} to {high}"),
+        ("Sampling", how_sampled(g)),
         ("Learned from", f"{g.origin.num_training_runs:,} runs"),
     ]
     if not curve:

@@ -25,14 +25,7 @@ def scaled(factor: float) -> Start:
 
 def by_rule(rule: str) -> Start:
     """Matrices by a rule of `initialise`, biases 0; all other parameters as the task has them."""
-
-    def start(spec: ParamSpec, theta: Tensor, rng: torch.Generator) -> Tensor:
-        params = spec.unflatten(theta)
-        changed = [name for name, value in params.items() if value.ndim > 1 or name.endswith("bias")]
-        part = ParamSpec(tuple(changed), tuple(tuple(params[name].shape) for name in changed))
-        return spec.flatten(params | part.unflatten(initialise(part, rule, rng=rng).to(theta)))
-
-    return start
+    return lambda spec, theta, rng: initialise(theta, spec, rule, rng=rng)
 
 
 STARTS: dict[str, Start] = {
@@ -55,8 +48,9 @@ def recursive_curves(
     seed: int,
     updates: int = 10,
     best: float | None = None,
-    steps: int = 10,
-    sampler: str = "ddpm",
+    steps: int | None = None,
+    sampler: str | None = None,
+    trajectory: str | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
@@ -73,7 +67,15 @@ def recursive_curves(
     rng = seeded(seed, list(STARTS).index(kind))
     prompt = torch.full((len(theta),), best)
     made = prompt_networks(
-        generator, task, starts, prompt, rng=rng, updates=updates, steps=steps, sampler=sampler
+        generator,
+        task,
+        starts,
+        prompt,
+        rng=rng,
+        updates=updates,
+        steps=steps,
+        sampler=sampler,
+        trajectory=trajectory,
     )
     return {
         name: torch.stack([made.start[name], *(after[name] for after in made.achieved)], 1)

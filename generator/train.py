@@ -15,12 +15,15 @@ from ckpt_factory.optim import optimizer_kind
 from ckpt_factory.tasks.base import seeded
 
 from .conditioning import Scaling
-from .diffusion import add_noise, training_times
+from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
-from .pairs import Pairs
+from .pairs import Pairs, PairsName
+from .width import parameter_groups
 
 Precision = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "sgd", "lion", "tiger", "amos"]
+TRANSFERS = ("adamw", "lion")
+"""Optimizers whose steps have the size of the learning rate in every entry: their widths transfer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,9 @@ class TrainConfig:
     """Seconds of training after which it ends; the learning rate is annealed towards that end."""
     batch_size: int = 128
     """Pairs per worker and step."""
+    pairs: PairsName = "stratified"
+    """Which pairs of a run are drawn. stratified: targets of every metric, half of the starts
+    initialisations. published: the spacing between both uniform (Peebles et al. 2022)."""
     optimizer: OptimizerName = "adamw"
     """The rule of its steps. Its lr and weight decay are its own; good ones to begin with: adamw 4e-3, 0.01;
     lion 1e-3, 0.03; tiger 2e-2, 0.01; amos 0.1, 0 (it decays by itself); sgd 1, 1e-4."""
@@ -73,6 +79,11 @@ class TrainConfig:
                 f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} and warmup_steps "
                 f"{self.warmup_steps} finite and not negative"
             )
+        if self.model.base_width is not None and self.optimizer not in TRANSFERS:
+            raise ValueError(
+                f"base_width is {self.model.base_width} with optimizer {self.optimizer!r}, whose rates "
+                f"follow other rules; expected one of {', '.join(TRANSFERS)}"
+            )
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise ValueError(f"time_budget_s is {self.time_budget_s}; expected a positive number of seconds")
 
@@ -90,19 +101,16 @@ class Training:
     def __init__(self, model: Denoiser, config: TrainConfig, rank: int):
         self.model, self.config, self.rank = model, config, rank
         self.ema = copy.deepcopy(model).requires_grad_(False)
-        linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-        matrices = [p for p in model.parameters() if id(p) in linear]
-        others = [p for p in model.parameters() if id(p) not in linear]
-        self.optimizer = _make_optimizer(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}], config
-        )
+        self.optimizer = _make_optimizer(parameter_groups(model, config.weight_decay), config)
         self.rng = seeded(config.seed, 1, rank)
         self.step, self.elapsed_s = 0, 0.0
 
     def update(self, loss: Tensor, progress: float) -> None:
         """One optimizer step, and the average follows."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * _lr_factor(self.step, progress, self.config)
+            group["lr"] = (
+                self.config.lr * group.get("lr_scale", 1.0) * _lr_factor(self.step, progress, self.config)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
@@ -206,8 +214,9 @@ def train(
         asked = time.monotonic()
         pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
         meter.waited_s += time.monotonic() - asked
+        t = model.training_times(len(pairs.prompt), rng=training.rng)
         with autocast:
-            loss = _loss(wrapped, pairs, scaling, training.rng)
+            loss = _loss(wrapped, pairs, t, scaling, training.rng)
         training.update(loss, progress)
         meter.losses.append(loss.detach())
         meter.pairs += config.batch_size
@@ -220,9 +229,9 @@ def _make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.
     return make(groups, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, stacked=False)
 
 
-def _loss(model: nn.Module, pairs: Pairs, scaling: Scaling, rng: torch.Generator) -> Tensor:
+def _loss(model: nn.Module, pairs: Pairs, t: Tensor, scaling: Scaling, rng: torch.Generator) -> Tensor:
     u0 = scaling.update(pairs.start, pairs.target)
-    t = training_times(len(u0), rng=rng).to(u0)
+    t = t.to(u0)
     noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
     metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)

@@ -1,18 +1,16 @@
 """Algorithm: how policies learn, and Setting: what they are and where they live."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
-
-from ckpt_factory.tasks.base import Sampler
 
 from .envs import make_stacked
 from .heads import Head, make_head
@@ -64,11 +62,43 @@ class Setting:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+class Learner(ABC):
+    """params -> the next batch, a `Sampler` of a stack's runs that counts what it costs them."""
+
+    env_steps: Int64[ndarray, " K"] = np.zeros(1, np.int64)
+    """Steps of the environment that each run has taken up to now; one 0 before there is a batch."""
+
+    @abstractmethod
+    def __call__(self, params: Mapping[str, Tensor]) -> Any: ...
+
+
+class Range(NamedTuple):
+    """What a hyper-parameter may be: as a message says it, and as a test."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Range("above 0", lambda value: value > 0)
+NOT_NEGATIVE = Range("at least 0", lambda value: value >= 0)
+FROM_0_TO_1 = Range("from 0 to 1", lambda value: 0 <= value <= 1)
+FROM_0_BELOW_1 = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
 class Algorithm(ABC):
     """What policies learn by: an endless stream of batches, and the loss that its gradients are of."""
 
     hyper: Mapping[str, float]
     """What may differ between the runs of a stack, and what it is where a plan does not say."""
+    ranges: Mapping[str, Range]
+    """Of each of them."""
+
+    def check_hyper(self, hyper: Mapping[str, Sequence[float]]) -> None:
+        """Raises ValueError for what no policy can learn by."""
+        for name, values in hyper.items():
+            for value in values:
+                if not self.ranges[name].holds(value):
+                    raise ValueError(f"hyper {name} is {value:g}; expected {self.ranges[name].words}")
 
     @abstractmethod
     def sampler(
@@ -77,7 +107,7 @@ class Algorithm(ABC):
         rngs: Sequence[torch.Generator],
         batch_size: int,
         hyper: Mapping[str, Sequence[float]],
-    ) -> Sampler:
+    ) -> Learner:
         """Batches of one group of runs per generator; runs of a group share all chance.
 
         Args:

@@ -6,6 +6,7 @@ ends elsewhere, and no episode is left out because it is long.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -30,29 +31,37 @@ class Episodes:
     """Of the head's kind; 0 is the deterministic policy. T is the environment's time limit."""
 
 
-def episode_returns(
+class Played(NamedTuple):
+    """What came of episodes."""
+
+    returns: Float64[ndarray, "M E"]
+    """Undiscounted; NaN where the environment broke, or the network gave no numbers."""
+    lengths: Int64[ndarray, "M E"]
+    """Steps of the environment that they took."""
+
+
+def play_episodes(
     net: PolicyNet,
     head: Head,
     env: StackedEnv,
     theta: Float32[ndarray, "M D"],
     episodes: Episodes,
     scale: Float32[ndarray, " O"],
-) -> Float64[ndarray, "M E"]:
-    """The undiscounted return of every episode, M / R networks in sequence having the episodes of one row.
-
-    NaN where the environment broke, or the network gave no numbers. What a network returns depends on itself
-    and its episodes alone.
+) -> Played:
+    """Every episode, M / R networks in sequence having those of one row. What comes of them depends on a
+    network and its episodes alone.
 
     Args:
         env: is reset; whatever was in it is lost.
     """
-    returns = np.full((len(theta), episodes.seeds.shape[1]), np.nan)
+    shape = (len(theta), episodes.seeds.shape[1])
+    played = Played(np.full(shape, np.nan), np.zeros(shape, np.int64))
     if len(theta):
         with np.errstate(all="ignore"):
-            queue = _Queue(net, head, env, theta, episodes, scale, returns)
+            queue = _Queue(net, head, env, theta, episodes, scale, played)
             while len(queue.network):
                 queue.step()
-    return returns
+    return played
 
 
 class _Queue:
@@ -66,11 +75,11 @@ class _Queue:
         theta: Float32[ndarray, "M D"],
         episodes: Episodes,
         scale: Float32[ndarray, " O"],
-        returns: Float64[ndarray, "M E"],
+        played: Played,
     ):
         self.net, self.head, self.env, self.scale = net, head, env, scale
-        self.returns = returns
-        num_networks, self.num_episodes = returns.shape
+        self.played = played
+        num_networks, self.num_episodes = played.returns.shape
         self.width = min(-(-self.num_episodes // ROWS) * ROWS, COPIES_PER_SLOT)
         slots = min(num_networks, max(1, env.at_once // self.width))
         self.per_row = num_networks // len(episodes.seeds)
@@ -110,9 +119,11 @@ class _Queue:
             self._end(over.nonzero()[0])
 
     def _end(self, index: Int64[ndarray, " N"]) -> None:
-        """Episodes of these copies have ended: note their returns, and begin others."""
+        """Episodes of these copies have ended: note what came of them, and begin others."""
         slot, width = index // self.width, self.width
-        self.returns[self.network[slot], self.episode.flat[index]] = self.totals.flat[index]
+        which = self.network[slot], self.episode.flat[index]
+        self.played.returns[which] = self.totals.flat[index]
+        self.played.lengths[which] = self.steps.flat[index]
         self.steps.flat[index] = 0
         following = self.next_episode[slot] + np.arange(len(slot)) - np.searchsorted(slot, slot)
         np.add.at(self.next_episode, slot, 1)
@@ -121,7 +132,7 @@ class _Queue:
         self.live.flat[index[~more]] = False
         begin = [index[more]]
         for free in np.unique(slot[~more]).tolist():
-            if not self.live[free].any() and self.waiting < len(self.returns):
+            if not self.live[free].any() and self.waiting < len(self.played.returns):
                 self._load(free, self.waiting)
                 self.waiting += 1
                 begin.append(free * width + self.first)

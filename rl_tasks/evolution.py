@@ -11,10 +11,8 @@ from numpy import ndarray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from ckpt_factory.tasks.base import Sampler
-
-from .algorithm import EPISODES, Algorithm, Setting
-from .evaluate import Episodes, episode_returns
+from .algorithm import EPISODES, POSITIVE, Algorithm, Learner, Range, Setting
+from .evaluate import Episodes, play_episodes
 from .seeds import mix
 
 
@@ -35,6 +33,7 @@ class EvolutionStrategies(Algorithm):
 
     hyper: ClassVar[Mapping[str, float]] = {"sigma": 0.1}
     """Standard deviation of perturbations."""
+    ranges: ClassVar[Mapping[str, Range]] = {"sigma": POSITIVE}
 
     episodes: int = 2
     """Episodes that every perturbed policy plays."""
@@ -45,7 +44,7 @@ class EvolutionStrategies(Algorithm):
         rngs: Sequence[torch.Generator],
         batch_size: int,
         hyper: Mapping[str, Sequence[float]],
-    ) -> Sampler:
+    ) -> "EvolutionLearner":
         if batch_size % 2:
             raise ValueError(
                 f"batch_size is {batch_size}; expected an even number: perturbations have both signs"
@@ -69,8 +68,8 @@ class EvolutionStrategies(Algorithm):
         }
 
 
-class EvolutionLearner:
-    """params -> what the next perturbations have taught, a `Sampler`."""
+class EvolutionLearner(Learner):
+    """params -> what the next perturbations have taught."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class EvolutionLearner:
         self.step += 1
         moved = self.sigma * epsilon
         policies = np.concatenate([theta[:, None] + moved, theta[:, None] - moved], 1)  # (K, B, D)
-        returns = episode_returns(
+        played = play_episodes(
             s.net,
             s.head,
             self.env,
@@ -104,7 +103,8 @@ class EvolutionLearner:
             Episodes(seeds, noise),
             s.scale,
         )
-        shaped = centred_ranks(returns.mean(1).reshape(len(theta), -1))
+        self.env_steps = self.env_steps + played.lengths.reshape(len(theta), -1).sum(1)
+        shaped = centred_ranks(played.returns.mean(1).reshape(len(theta), -1))
         better = shaped[:, : self.pairs] - shaped[:, self.pairs :]  # the first sign than the second
         estimate = np.matmul(better[:, None], epsilon)[:, 0] / (2 * self.pairs * self.sigma[:, 0])
         return EvolutionBatch(torch.from_numpy(-estimate))

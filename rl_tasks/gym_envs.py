@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete, Space
-from jaxtyping import Bool, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 
 from .stacked import Spaces, StackedEnv, Transition
 
@@ -33,7 +33,7 @@ def find_spec(env_id: str) -> EnvSpec:
             ) from None
     if name not in gymnasium.registry:
         close = difflib.get_close_matches(name, gymnasium.registry, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
+        hint = f"Did you mean {module + colon + close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown environment {env_id!r}. {hint}"
             "One that a module of your own registers is named 'module:Name-v0'"
@@ -51,9 +51,20 @@ class GymCopies(StackedEnv):
 
     at_once = 64
 
-    def __init__(self, env_id: str, max_steps: int | None = None):
-        self.env_id, self._spec = env_id, find_spec(env_id)
+    def __init__(self, env_id: str, max_steps: int | None = None, *, render_mode: str | None = None):
+        self.env_id, self._spec, self._render_mode = env_id, find_spec(env_id), None
         first = self._make()
+        if render_mode is not None:
+            modes = first.metadata.get("render_modes") or ()
+            first.close()
+            if render_mode not in modes:
+                known = ", ".join(map(str, modes)) or "none"
+                raise ValueError(
+                    f"environment {env_id!r} cannot be drawn: it has no render mode {render_mode!r} "
+                    f"(it has {known}); film another, or give it one"
+                )
+            self._render_mode = render_mode
+            first = self._make()
         self._idle = [first]
         self._observations, self._actions = first.observation_space, first.action_space
         self.spaces = _spaces(env_id, self._observations, self._actions)
@@ -126,6 +137,15 @@ class GymCopies(StackedEnv):
             each[index] for each in (self._steps, self._ended, self.broken)
         )
 
+    @property
+    def uses_mujoco(self) -> bool:
+        """It draws with OpenGL, which takes a display or another back end."""
+        return any(hasattr(each.unwrapped, "mujoco_renderer") for each in (*self._envs, *self._idle))
+
+    def picture(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """What copy i draws of itself now, with the render mode "rgb_array"."""
+        return np.asarray(self._envs[i].render())
+
     def close(self) -> None:
         self.reset(np.zeros(0, dtype=np.int64))  # all that are sound are idle
         for env in self._idle:
@@ -134,7 +154,8 @@ class GymCopies(StackedEnv):
 
     def _make(self) -> gymnasium.Env:
         try:
-            return gymnasium.make(self._spec, max_episode_steps=-1, disable_env_checker=True)
+            drawn = {} if self._render_mode is None else {"render_mode": self._render_mode}
+            return gymnasium.make(self._spec, max_episode_steps=-1, disable_env_checker=True, **drawn)
         except Exception as error:  # a missing dependency, or whatever its constructor raises
             raise ValueError(f"environment {self.env_id!r} cannot be made: {_short(error)}") from None
 
@@ -181,11 +202,12 @@ def _spaces(env_id: str, observations: Space, actions: Space) -> Spaces:
     size = int(observations.n if isinstance(observations, Discrete) else np.prod(observations.shape))
     if isinstance(actions, Discrete):
         return Spaces(size, int(actions.n))
-    if isinstance(actions, Box) and len(actions.shape) == 1 and np.issubdtype(actions.dtype, np.floating):
+    one_row = isinstance(actions, Box) and len(actions.shape) == 1 and actions.shape[0] > 0
+    if isinstance(actions, Box) and one_row and np.issubdtype(actions.dtype, np.floating):
         return Spaces(size, 0, tuple(actions.low.tolist()), tuple(actions.high.tolist()))
     raise ValueError(
         f"environment {env_id!r} has actions {_short(actions)}; supported are Discrete and Box of floats in "
-        "one dimension (register a variant whose wrapper makes them so)"
+        "one dimension, at least one (register a variant whose wrapper makes them so)"
     )
 
 

@@ -17,9 +17,17 @@ from numpy import ndarray
 from torch import Tensor
 
 from ckpt_factory.optim import make_optimizer
-from ckpt_factory.tasks.base import Sampler
 
-from .algorithm import Algorithm, Setting
+from .algorithm import (
+    FROM_0_BELOW_1,
+    FROM_0_TO_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Algorithm,
+    Learner,
+    Range,
+    Setting,
+)
 from .gae import advantages
 from .heads import Arrays, PolicyBatch
 from .policy import Layers, PolicyNet, backward, forward
@@ -33,7 +41,14 @@ HYPER = {
     "value_lr": 5e-3,
     "max_grad_norm": 0.5,
 }
-
+RANGES = {
+    "discount": FROM_0_BELOW_1,  # rewards are multiplied with 1 - discount
+    "gae_lambda": FROM_0_TO_1,
+    "clip": POSITIVE,
+    "entropy": NOT_NEGATIVE,
+    "value_lr": NOT_NEGATIVE,
+    "max_grad_norm": POSITIVE,
+}
 
 RUNS_AT_ONCE = 16
 """Runs whose minibatches go through the networks together: what they need stays in the second-level cache."""
@@ -49,6 +64,7 @@ class PPO(Algorithm):
     clipped per run. The fields are the same for all runs of a stack."""
 
     hyper: ClassVar[Mapping[str, float]] = HYPER
+    ranges: ClassVar[Mapping[str, Range]] = RANGES
     num_copies: int = 8
     """Copies of the environment per run."""
     num_steps: int = 64
@@ -85,7 +101,7 @@ class PPO(Algorithm):
         rngs: Sequence[torch.Generator],
         batch_size: int,
         hyper: Mapping[str, Sequence[float]],
-    ) -> Sampler:
+    ) -> "PPOLearner":
         return PPOLearner(self, setting, rngs, batch_size, hyper)
 
     def loss(self, setting: Setting, theta: Float[Tensor, "K D"], batch: PolicyBatch) -> Float[Tensor, " K"]:
@@ -166,8 +182,8 @@ class Critic:
         self.optimizer.step()
 
 
-class PPOLearner:
-    """params -> the next minibatch, a `Sampler`. Runs of a group share chance: episodes, noise, shuffles."""
+class PPOLearner(Learner):
+    """params -> the next minibatch. Runs of a group share chance: episodes, noise, shuffles."""
 
     def __init__(
         self,
@@ -215,6 +231,7 @@ class PPOLearner:
         log_std = params[0] if self.head.continuous else None
         layers = self.net.layers(params)
         rollout = self.copies.rollout(layers, log_std, self.head, self.net.act, noise)
+        self.env_steps = self.env_steps + np.full(num_runs, self.config.transitions)
         pool = self._pool(rollout, log_std)  # (K, T * E, O + a + 3)
         rows, width = pool.reshape(-1, pool.shape[-1]), self.net.observation_size
         limits = [torch.from_numpy(self.hyper[name]) for name in ("clip", "entropy", "max_grad_norm")]

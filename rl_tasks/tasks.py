@@ -10,16 +10,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ckpt_factory import Task, register
+from ckpt_factory.schema import OF_LABELS
 from ckpt_factory.tasks.base import SPLITS, Sampler, Variation
 
 from .algorithm import EVALUATION, NOISE, Algorithm, Setting
-from .evaluate import Episodes, episode_returns
+from .evaluate import Episodes, play_episodes
 from .evolution import EvolutionStrategies
 from .ppo import PPO
 from .seeds import mix, uniforms
 
 SETS_OF_EPISODES = {name: code for code, name in enumerate(("train", *SPLITS, "pilot"))}
 PILOT_EPISODES = 4
+MOST_STEPS = 10**8
+"""Of all episodes or copies together: the noise of their actions is held at once."""
+MOST_UNITS = 4096
+"""Of a hidden layer: two such have 17 million weights, and a stack holds many networks."""
 
 
 class PolicyTask(Task):
@@ -36,12 +41,19 @@ class PolicyTask(Task):
     objective = "max"
     prompt_start = 1.0
     networks_at_once = 8192
+    unused = tuple(OF_LABELS)
+    on_gpu = False
     sensitive = 0.05  # where an action or a swing hangs on the last bit of a sum, the rest of an episode does
 
     def __init__(self, setting: Setting, algorithm: Algorithm, *, episodes: int = 16):
         if episodes < 4 or episodes % 2:
             raise ValueError(f"episodes is {episodes}; expected an even number, at least 4")
         self.setting, self.algorithm, self.episodes = setting, algorithm, episodes
+        if episodes * setting.env.max_steps > MOST_STEPS:
+            raise ValueError(
+                f"{episodes} episodes of max_steps {setting.env.max_steps} are too many steps; expected at "
+                f"most {MOST_STEPS:,} in all, set a lower episodes or max_steps"
+            )
         self.spec, self.symmetry = setting.net.spec, setting.net.symmetry
         self.hyper = dict(algorithm.hyper)
         self.notes = setting.env.notes
@@ -61,6 +73,7 @@ class PolicyTask(Task):
             raise ValueError(f"{self.id} has no labels: label_noise, data_fraction and loss are not for it")
         drawn = {name: [value] for name, value in self.hyper.items()}
         drawn |= {name: list(values) for name, values in (variation.hyper if variation else {}).items()}
+        self.algorithm.check_hyper(drawn)
         return self.algorithm.sampler(self.setting, rngs, batch_size, drawn)
 
     def env_steps(self, step: int, batch_size: int) -> int:
@@ -116,7 +129,7 @@ class PolicyTask(Task):
             np.concatenate([each.seeds for each in sets], 1), np.concatenate([each.noise for each in sets], 1)
         )
         s = self.setting
-        found = episode_returns(
+        played = play_episodes(
             s.net,
             s.head,
             s.env,
@@ -124,7 +137,7 @@ class PolicyTask(Task):
             together,
             s.scale,
         )
-        returns[finite] = torch.from_numpy(found)
+        returns[finite] = torch.from_numpy(played.returns)
         return returns
 
 
@@ -147,6 +160,8 @@ def _sizes(hidden: str) -> tuple[int, ...]:
     sizes = tuple(int(each) for each in hidden.split(",") if each.strip().isdecimal())
     if not sizes or min(sizes) < 1 or len(sizes) != len(hidden.split(",")):
         raise ValueError(f"hidden is {hidden!r}; expected numbers of units with commas, as in 32,32")
+    if max(sizes) > MOST_UNITS:
+        raise ValueError(f"hidden is {hidden!r}; expected at most {MOST_UNITS} units in a layer")
     return sizes
 
 
@@ -200,6 +215,9 @@ def policy_task(
     given = {name: value for name, value in mine.items() if value is not None}
     if min(given.values(), default=1) < 1:
         raise ValueError(f"copies, rollout, epochs and trials are at least 1, got {given}")
+    num_steps = given.get("num_copies", PPO.num_copies) * given.get("num_steps", PPO.num_steps)
+    if max(num_steps, given.get("episodes", 0) * setting.env.max_steps) > MOST_STEPS:
+        raise ValueError(f"copies, rollout and trials are for at most {MOST_STEPS:,} steps, got {given}")
     chosen = (
         PPO(reward_scale=constants.reward_scale, **given)
         if algorithm == "ppo"

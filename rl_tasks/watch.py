@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import gymnasium
 import numpy as np
-from gymnasium.error import DependencyNotInstalled
 from jaxtyping import Float32
 from numpy import ndarray
 from PIL import Image, ImageDraw, ImageFont
 
 from ckpt_factory.files import atomic_path
 
+from .algorithm import Setting
+from .gym_envs import GymCopies
 from .policy import forward
 from .tasks import PolicyTask
 
@@ -44,18 +44,14 @@ def play(
         ValueError: the environment cannot be rendered.
     """
     setting = task.setting
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures, no window
+    env = _drawn(setting)
     try:
-        envs = [gymnasium.make(setting.env_id, render_mode="rgb_array") for _ in theta]
-        observations = np.stack([env.reset(seed=seed)[0] for env in envs]).astype(np.float32)
-        pictures = [picture_of(env) for env in envs]
-    except (DependencyNotInstalled, ImportError) as error:
-        raise ValueError(f"{setting.env_id} cannot be drawn ({error}); `pip install '.[rl]'`") from None
-    returns, over = np.zeros(len(theta), np.float32), [False] * len(envs)
-    layers = setting.net.layers(setting.net.params(theta))
-    log_std = theta[:, : setting.head.outputs] if setting.head.continuous else None
-    rng = np.random.default_rng(seed)
-    try:
+        observations = env.reset(np.full(len(theta), seed))
+        pictures = [_picture(env, k) for k in range(len(theta))]
+        returns, over = np.zeros(len(theta), np.float32), [False] * len(theta)
+        layers = setting.net.layers(setting.net.params(theta))
+        log_std = theta[:, : setting.head.outputs] if setting.head.continuous else None
+        rng = np.random.default_rng(seed)
         for step in range(setting.env.max_steps):
             if step % every == 0 or all(over):
                 yield Moment(list(pictures), returns.copy(), list(over))
@@ -64,21 +60,52 @@ def play(
             outputs = forward(layers, (observations * setting.scale)[:, None], setting.net.act)[-1]
             noise = setting.head.noise(rng.random(outputs.shape))
             actions = setting.head.to_env(setting.head.act(outputs, log_std, noise))
-            for k, env in enumerate(envs):
+            observations, reward, ended, cut = env.step(actions)
+            for k in range(len(theta)):
                 if not over[k]:
-                    seen, reward, ended, cut, _ = env.step(actions[k])
-                    observations[k], returns[k] = seen, returns[k] + reward
-                    over[k] = bool(ended or cut)
-                    if over[k] or (step + 1) % every == 0:
-                        pictures[k] = picture_of(env)
+                    returns[k] += reward[k]
+                    over[k] = bool(ended[k] or cut[k])
+                    if (over[k] or (step + 1) % every == 0) and not env.broken[k]:
+                        pictures[k] = _picture(env, k)
         yield Moment(list(pictures), returns.copy(), list(over))
     finally:
-        for env in envs:
-            env.close()
+        env.close()
 
 
-def picture_of(env: gymnasium.Env) -> ndarray:
-    return np.asarray(Image.fromarray(np.asarray(env.render())).resize(PANEL, Image.Resampling.LANCZOS))
+def check_drawable(setting: Setting) -> None:
+    """Draw one picture, to say before anything is made what will not be filmed.
+
+    Raises:
+        ValueError: the environment has no pictures, or what draws them is missing.
+    """
+    env = _drawn(setting)
+    try:
+        env.reset(np.zeros(1, np.int64))
+        _picture(env, 0)
+    finally:
+        env.close()
+
+
+def _drawn(setting: Setting) -> GymCopies:
+    """Copies that draw themselves; Gymnasium's own, also of what we step as arrays."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pictures, no window
+    return GymCopies(setting.env_id, setting.env.max_steps, render_mode="rgb_array")
+
+
+def _picture(env: GymCopies, k: int) -> ndarray:
+    if env.broken[k]:
+        raise ValueError(f"{env.env_id} cannot be drawn ({env.why_broken})")
+    try:
+        drawn = env.picture(k)
+    except Exception as error:  # no display, no library, or whatever somebody's environment raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        cure = (
+            "without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            if env.uses_mujoco
+            else "`pip install '.[rl]'` has what Gymnasium's draw with"
+        )
+        raise ValueError(f"{env.env_id} cannot be drawn ({why}); {cure}") from None
+    return np.asarray(Image.fromarray(drawn).resize(PANEL, Image.Resampling.LANCZOS))
 
 
 def compose(moment: Moment, captions: Sequence[tuple[str, str]]) -> Image.Image:

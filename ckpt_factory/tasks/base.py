@@ -73,6 +73,10 @@ class Task(ABC):
     """How many networks are evaluated together where many are; at least one of each run of a stack."""
     hyper: Mapping[str, float] = {}
     """Hyper-parameters of its own that a plan may set per run, and what they are where it does not."""
+    unused: tuple[str, ...] = ()
+    """Settings of a run that mean nothing to it, of those about labelled data: null in the runs table."""
+    on_gpu: bool = True
+    """Whether its stacks can be trained on a GPU."""
     notes: tuple[str, ...] = ()
     """What whoever uses the task should know of it, one line each; said when a zoo is made."""
 
@@ -114,8 +118,10 @@ class Task(ABC):
         Raises:
             ValueError: the task knows float32 alone.
         """
-        if precision != "float32" or compile:
-            raise ValueError(f"{self.id} knows precision float32 without compile alone, not {precision}")
+        if precision != "float32":
+            raise ValueError(f"{self.id} knows precision float32 alone, not {precision}")
+        if compile:
+            raise ValueError(f"{self.id} has no inner loop to compile; leave out --compile")
         return self
 
     def module(self) -> nn.Module:

@@ -94,6 +94,8 @@ class ModuleTask(Task):
         self.num_classes = 0
         if classifies:
             self.data, self.num_classes = check_labels(type(self.net).__name__, outputs, self.data)
+        if not self.num_classes:  # then the loss is what the task was made with
+            self.unused = ("label_noise", "gamma", *(() if classifies else ("loss",)))
         check_losses(loss, self.measures, outputs, self.data["train"][1][: len(outputs)])
         self.outputs_per_example = max(1, outputs[0].numel())
         self.symmetry, reasons = derive_symmetry(self.net, x[:4])

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..schema import OF_LABELS
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
 from .base import Batch, Sampler, Task, Variation
@@ -20,6 +21,7 @@ class Quadratic(Task):
     """
 
     curvature = torch.linspace(0.1, 1.0, 8)
+    unused = tuple(OF_LABELS)
 
     def __init__(self) -> None:
         self.spec = ParamSpec(("w",), ((8,),))

@@ -38,7 +38,8 @@ def plain_training(task: MLPClassifier, plan: RunPlan, run: RunSettings) -> Tens
     """The checkpoints (S, D) of one run of SGD."""
     (init_rng,), (order_rng,) = plan.init_rngs([run]), plan.order_rngs([run])
     own = run.init == "default"
-    start = task.init([init_rng])[0] if own else initialise(task.spec, run.init, rng=init_rng)
+    zeros = torch.zeros(task.spec.D)
+    start = task.init([init_rng])[0] if own else initialise(zeros, task.spec, run.init, rng=init_rng)
     net = plain_mlp(task.sizes, task.spec.unflatten(start * run.init_scale))
     optimizer = torch.optim.SGD(
         net.parameters(), lr=run.lr, momentum=run.momentum, nesterov=True, weight_decay=run.weight_decay

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 import torch
 
-from ckpt_factory import Rows, RunPlan, Task, train_stack
+from ckpt_factory import Rows, RunPlan, Task, make, train_stack
 from ckpt_factory.card import recipe_facts, zoo_card, zoo_summary
 from ckpt_factory.header import Imported, ZooHeader
 from ckpt_factory.interchange.dataset_card import dataset_card
@@ -93,6 +93,16 @@ def test_headers_without_hyper_parameters_are_what_they_were_before_there_were_a
     assert ZooHeader.from_json(before).plan == RunPlan()
     assert "hyper" not in header_of(digits, RunPlan()).unit_settings(0)[0]
     assert json.loads(header_of(digits, DIVERSE).to_json())["plan"]["hyper"]["clip"] == [0.1, 0.3]
+
+
+def test_headers_of_tasks_that_use_all_settings_are_what_they_were(digits: Task) -> None:
+    """As above; only tasks without labels say what they have no use for."""
+    assert "unused" not in header_of(digits, RunPlan()).to_json()
+    header = header_of(make("quadratic-v0"), RunPlan())
+    assert header.unused == ("label_noise", "data_fraction", "loss", "gamma")
+    assert ZooHeader.from_json(header.to_json()) == header
+    with pytest.raises(ValueError, match=r"unused is \('lr',\); expected some of label_noise, data_fraction"):
+        replace(header, unused=("lr",))
 
 
 def test_imported_runs_cannot_be_made_anew(digits: Task) -> None:

@@ -15,7 +15,7 @@ RULES = ["kaiming", "xavier", "orthogonal"]
 
 
 def made(spec: ParamSpec, rule: str) -> dict[str, Tensor]:
-    return spec.unflatten(initialise(spec, rule, rng=seeded(0)))
+    return spec.unflatten(initialise(torch.ones(spec.D), spec, rule, rng=seeded(0)))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -80,7 +80,8 @@ def test_orthogonal_has_orthonormal_rows_or_columns_times_sqrt_2(
 def test_orthogonal_prefers_no_direction() -> None:
     """A plain QR decomposition would: its r has a positive or negative diagonal, always."""
     spec = ParamSpec(("weight",), ((3, 3),))
-    matrices = [initialise(spec, "orthogonal", rng=seeded(k)).view(3, 3) for k in range(200)]
+    own = torch.zeros(9)
+    matrices = [initialise(own, spec, "orthogonal", rng=seeded(k)).view(3, 3) for k in range(200)]
     diagonal = torch.stack([matrix.diagonal() for matrix in matrices])
     # entries of a random orthonormal 3x3 matrix have variance 1/3, here times 2: their mean is known to 0.06
     assert diagonal.mean(0).abs().max() < 0.25
@@ -88,7 +89,7 @@ def test_orthogonal_prefers_no_direction() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_network_is_a_function_of_its_generator(rule: str) -> None:
-    first, again, other = (initialise(DENSE, rule, rng=seeded(k)) for k in (1, 1, 2))
+    first, again, other = (initialise(torch.zeros(DENSE.D), DENSE, rule, rng=seeded(k)) for k in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == (DENSE.D,)
@@ -96,7 +97,20 @@ def test_a_network_is_a_function_of_its_generator(rule: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "shape"), [("norm.weight", (16,)), ("scale", ()), ("w", (8,))])
-def test_vectors_that_are_no_biases_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    spec = ParamSpec(("fc.weight", name), ((4, 3), shape))
-    with pytest.raises(ValueError, match=f"init 'kaiming' knows matrices and biases, not '{name}' of shape"):
-        initialise(spec, "kaiming", rng=seeded(0))
+def test_what_is_neither_matrix_nor_bias_stays_as_the_task_has_it(name: str, shape: tuple[int, ...]) -> None:
+    spec = ParamSpec((name, "fc.weight", "fc.bias"), (shape, (4, 3), (4,)))
+    own = torch.randn(spec.D, generator=seeded(3))
+    found, before = spec.unflatten(initialise(own, spec, "kaiming", rng=seeded(0))), spec.unflatten(own)
+    assert torch.equal(found[name], before[name])
+    assert not found["fc.bias"].any()
+    alone = ParamSpec(("fc.weight",), ((4, 3),))
+    assert torch.equal(
+        found["fc.weight"].flatten(), initialise(own[:12], alone, "kaiming", rng=seeded(0))
+    )  # what is left out draws nothing
+
+
+def test_a_rule_without_a_matrix_is_refused() -> None:
+    """It would do nothing but put biases to 0."""
+    spec = ParamSpec(("scale", "bias"), ((), (3,)))
+    with pytest.raises(ValueError, match="init 'xavier' is a rule for matrices; of scale, bias none is one"):
+        initialise(torch.ones(4), spec, "xavier", rng=seeded(0))

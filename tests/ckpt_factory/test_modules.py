@@ -235,6 +235,7 @@ def test_regression_has_no_error_rate() -> None:
     data = {split: (x, x[:, :3]) for split, (x, _) in rows().items()}
     task = ModuleTask(small_mlp, data, loss=F.mse_loss)
     assert task.metrics == ("loss",)
+    assert task.unused == ("label_noise", "gamma", "loss")  # its runs have no cross-entropy
     with pytest.raises(ValueError, match="metric is 'error'; expected one of loss"):
         ModuleTask(small_mlp, data, loss=F.mse_loss, metric="error")
 

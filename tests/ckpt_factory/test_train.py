@@ -183,3 +183,16 @@ def test_rows_are_not_overwritten_by_later_steps(digits: MLPClassifier) -> None:
     before = rows.theta.clone()
     train_stack(digits, PLAN, runs_of(PLAN, 2)[:1])
     assert torch.equal(rows.theta, before)
+
+
+def test_training_goes_on_from_given_networks(digits: MLPClassifier) -> None:
+    """With a constant rate and without momentum two halves are a whole, but for the batches they see."""
+    plan = replace(PLAN, schedule="constant", num_steps=6, num_checkpoints=3, momentum=(0.0, 0.0))
+    runs = runs_of(plan, 3)
+    first = train_stack(digits, plan, runs)
+    again = train_stack(digits, plan, runs, starts=first.theta[:, 0])
+    assert torch.equal(again.theta, first.theta)
+    further = train_stack(digits, plan, runs, starts=first.theta[:, -1])
+    assert torch.equal(further.theta[:, 0], first.theta[:, -1])
+    assert not torch.equal(further.theta[:, -1], first.theta[:, -1])
+    assert (further.metrics["validation_loss"][:, -1] < first.metrics["validation_loss"][:, 0]).all()

@@ -6,7 +6,7 @@ import pytest
 
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.train import GeneratorConfig
+from cluster.train_config import GeneratorConfig
 from generator.dit import DiTConfig
 from generator.train import TrainConfig
 

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import RECIPES
-from cluster import bench, scaling
+from ckpt_factory.train import check_plan
+from ckpt_factory.zoo import Zoo
+from cluster import bench, policies_bench, sampler_bench, scaling
 from cluster.cli import run
 from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
+from generator.dit import DiTConfig
+from generator.samplers import SAMPLERS
+from rl_tasks.tasks import PolicyTask
+
+from ..generator.conftest import fitted, randomise
 
 
 def test_factory_leaves_out_what_is_not_there_and_names_it(
@@ -57,9 +65,40 @@ def test_storage_prints_a_table_and_writes_numbers(
     assert result["parquet_float32 write_mb_per_cpu_s"] > 0
 
 
+def test_curves_are_measured_printed_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = RunPlan(num_steps=8, batch_size=(8,), optimizer=("adamw",), num_checkpoints=2)
+    short = "rl_tasks:cartpole-v0?max_steps=20"
+    recipes = {"PPO": (f"{short}&copies=2&rollout=8", plan), "ES": (f"{short}&algorithm=es", plan)}
+    monkeypatch.setattr(policies_bench, "panels", lambda: {"CartPole-v1": policies_bench.Panel(2.0, recipes)})
+    assert run(["bench", "curves", "--runs", "3", "--out", str(tmp_path)]) == 0
+    assert "CartPole-v1, ES" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["CartPole-v1, PPO: env_steps to 2"] == 0  # any policy stands so long
+    found = result["environments"]["CartPole-v1"]["algorithms"]
+    assert found["PPO"]["runs_that_reached_it"] == found["ES"]["runs"] == 3
+    assert len(found["ES"]["of_each_run"]["return"]) == 3
+    assert len(found["ES"]["curve"]["mean"]) == len(found["ES"]["curve"]["env_steps"])
+    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("env_id", "target"), [("CartPole-v1", 475.0), ("Pendulum-v1", -200.0)])
+def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, target: float) -> None:
+    panel = policies_bench.panels()[env_id]
+    assert panel.target == target
+    for task_id, plan in panel.recipes.values():
+        task = make(task_id)
+        check_plan(task, plan)
+        assert isinstance(task, PolicyTask)
+        assert task.setting.env_id == env_id
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("rl --runs 3", "--runs is for `theta bench curves`, not for rl"),
+        ("curves --runs 0", "runs is 0; expected more than 0"),
         ("storage --full", "--full is for `theta bench factory`, not for storage"),
         (
             "tailr --repeats 3",
@@ -68,6 +107,10 @@ def test_storage_prints_a_table_and_writes_numbers(
         ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),
+        ("factory --zoo runs/zoo", "--zoo is for `theta bench samplers`, not for factory"),
+        ("samplers --zoo runs/zoo", "`theta bench samplers` needs --generator and --zoo"),
+        ("samplers --generator a --zoo b --evaluations 0", "evaluations is (0,)"),
+        ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
         ("everything", "invalid choice"),
     ],
 )
@@ -76,6 +119,35 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     assert run(["bench", *flags.split(), "--out", str(tmp_path)]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_samplers_are_measured_printed_and_drawn(
+    digits: Task,
+    digits_zoo: Zoo,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampler_bench, "MOMENT_PAIRS", 16)
+    generator = fitted(digits, digits_zoo, DiTConfig(width=16, depth=1, heads=2))
+    randomise(generator.model)
+    generator.save(tmp_path / "generator", training={}, card="")
+    flags = f"--generator {tmp_path / 'generator'} --zoo {digits_zoo.path} --out {tmp_path / 'bench'}"
+    small = "--evaluations 1 3 --num-networks 2 --num-prompts 2"
+    assert run(["bench", "samplers", *flags.split(), *small.split()]) == 0
+    shown = capsys.readouterr()
+    assert "measuring how uncertain predictions are" in shown.err
+    assert "extended-ddpm, optimal, 3" in shown.out
+    result = json.loads((tmp_path / "bench" / "result.json").read_text())
+    found = {(row["sampler"], row["trajectory"], row["evaluations"]) for row in result["samplers"]}
+    expected = {(name, "even", n) for name in SAMPLERS for n in (1, 3)}
+    assert found == expected | {(name, "optimal", 3) for name in ("ddim", "extended-ddpm")}
+    for row in result["samplers"]:
+        assert set(row["tensors"]) == set(digits.spec.names)
+        assert row["wasserstein"] > 0
+    once = {row["prompt_alignment"] for row in result["samplers"] if row["evaluations"] == 1}
+    assert len(once) == 1, "with one evaluation all give the mean"
+    assert (tmp_path / "bench" / "samplers.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_throughput_adds_up_what_each_actor_makes_in_its_own_time() -> None:

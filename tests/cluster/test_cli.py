@@ -140,6 +140,13 @@ def test_options_that_the_task_does_not_know_are_refused_before_anything_is_writ
     assert not (tmp_path / "zoo").exists()
 
 
+def test_policies_on_a_gpu_are_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:
+    line = refused("make", "--preset", "cartpole", "--use-gpu", "--out", tmp_path / "zoo")
+    assert "trains on CPUs alone" in line
+    assert "leave out --use-gpu" in line
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_ranges_are_called_that_and_tasks_are_listed_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(["make", "--help"])
@@ -315,7 +322,7 @@ def test_prompt_outside_of_what_the_zoo_has_seen_is_a_warning_with_the_range(
 def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: Path) -> None:
     paths = ["--zoo", str(digits_zoo.path), "--generator", str(generator_folder)]
     flags = ["--num-networks", "4", "--num-prompts", "5", "--num-seeds", "2", "--distance-networks", "2"]
-    flags += ["--ood", "2", "--steps", "2"]
+    flags += ["--ood", "2", "--steps", "2", "--beyond", "2", "--walk", "4", "--fine-tune", "0", "1"]
     assert run(["evaluate", *paths, *flags, "--out", str(tmp_path / "e")]) == 0
     result = json.loads((tmp_path / "e" / "result.json").read_text())
     assert {"prompt_alignment", "one_update_test_error", "sgd_equivalent_steps", "wall_s"} <= set(result)
@@ -324,10 +331,21 @@ def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: 
     assert run(["report", *paths, "--evaluation", str(tmp_path / "e"), "--out", str(tmp_path / "r")]) == 0
     page = (tmp_path / "r" / "report.html").read_text()
     assert "digits-mlp-v0" in page
-    assert '<section id="recursion">' in page
+    for name in ("recursion", "beyond", "walk", "finetune"):
+        assert f'<section id="{name}">' in page
+    assert len(result["finetune_generated_test_error"]) == 2
     assert {name: len(values) for name, values in result.items() if name.startswith("ood_")} == dict.fromkeys(
         (f"ood_{kind}" for kind in STARTS), 3
     )
+
+
+def test_costs_that_nobody_recorded_are_refused(
+    refused: Refused, generator_folder: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    paths = ["--zoo", digits_zoo.path, "--generator", generator_folder, "--out", tmp_path / "e"]
+    assert "no record of what its runs have cost" in refused("evaluate", *paths, "--amortise")
+    line = refused("evaluate", *paths, "--fine-tune", "5", "1")
+    assert "fine_tune is (5, 1); expected numbers of epochs, ascending" in line
 
 
 def test_episodes_are_refused_for_tasks_that_have_none(
@@ -346,3 +364,15 @@ def test_report_without_evaluation_says_what_to_run(
         "report", "--zoo", digits_zoo.path, "--generator", generator_folder, "--evaluation", tmp_path / "none"
     )
     assert "run `theta evaluate --out" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "held"), [(["0.5", "0.9"], (0.5, 0.9)), (["-300", "-100"], (-300.0, -100.0)), ([], None)]
+)
+def test_a_range_that_may_be_none(given: list[str], held: tuple[float, float] | None) -> None:
+    args = ["--hole", *given] if given else []
+    assert _parse("train", command_of("train"), args)[0].hole == held
+
+
+def test_half_a_range_is_refused_in_plain_words(refused: Refused) -> None:
+    assert "--hole: got 0.5; expected a range of two numbers, LOW HIGH" in refused("train", "--hole", "0.5")

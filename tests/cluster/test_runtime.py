@@ -17,6 +17,7 @@ from ckpt_factory.zoo import Zoo
 from cluster import train
 from cluster.factory import CheckpointFactory, FactoryConfig
 from cluster.runtime import LOOPBACK_ONLY, RayConfig, ray_session
+from cluster.train_config import GeneratorConfig
 
 from ..conftest import theta_environment
 from .conftest import TRAINING
@@ -69,7 +70,7 @@ def test_local_ray_listens_on_loopback_alone_even_while_it_trains_and_refuses_wh
     intruder: subprocess.Popen[str], digits_zoo: Zoo, tmp_path: Path
 ) -> None:
     training = replace(TRAINING, steps=10**6, time_budget_s=4.0)
-    config = train.GeneratorConfig(zoo=digits_zoo.path, out=tmp_path, held_out=0.25, training=training)
+    config = GeneratorConfig(zoo=digits_zoo.path, out=tmp_path, held_out=0.25, training=training)
     thread = threading.Thread(target=train.fit, args=(config,))
     thread.start()
     addresses: set[str] = set()

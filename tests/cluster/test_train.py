@@ -8,13 +8,18 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
 import safetensors.torch
 import torch
 
+from ckpt_factory import Task
+from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.train import GeneratorConfig
+from cluster.data import read_runs
+from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, WeightGenerator
+from generator.evaluate import training_starts
 
 from .conftest import TRAINING
 from .processes import descendants, kill, wait_for
@@ -47,6 +52,43 @@ def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path,
     assert (trained / MODEL).stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"holds another training, with rank 128 \(now 0\)"):
         train.fit(config(digits_zoo, trained, rank=0))
+
+
+def test_a_hole_is_left_out_of_all_that_is_learned_from(digits_zoo: Zoo, tmp_path: Path) -> None:
+    hole = (1.0, 2.0)
+    training = dataclasses.replace(TRAINING, steps=40)
+    train.fit(config(digits_zoo, tmp_path, hole=hole, training=training))
+    generator = WeightGenerator.load(tmp_path)
+    assert generator.origin.hole == hole
+    assert "between 1 and 2 nothing was learned from" in (tmp_path / "README.md").read_text()
+    parts = ray.put(generator.to_parts())
+    row = {"unit": 0, "group": 0}
+    for run in read_runs(row, zoo_path=digits_zoo.path, parts=parts):
+        assert not ((run["metric"] > 1.0) & (run["metric"] < 2.0)).any()
+        assert run["metric"].max() >= 2.0
+    with pytest.raises(ValueError, match="of 144 training checkpoints; expected some"):
+        train.fit(config(digits_zoo, tmp_path / "none", hole=(8.0, 9.0)))
+
+
+def test_prompts_calibrated_after_training_are_met_more_closely(
+    trained: Path, digits: Task, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    """After 240 steps too little is made of prompts; on the starts calibrated on it shows."""
+    train.fit(config(digits_zoo, tmp_path, sampling_steps=1, sampler="ddim", calibrate=18))
+    torch.testing.assert_close(model_of(tmp_path), model_of(trained), rtol=0, atol=0)
+    generator = WeightGenerator.load(tmp_path)
+    assert generator.calibration is not None
+    theta = training_starts(digits_zoo, 18, 18)
+    metric = digits.evaluate(theta, "validation")["loss"]
+    low, high = generator.calibration.got[[0, -1]].tolist()
+    missed = []
+    for each in (generator, dataclasses.replace(generator, calibration=None)):
+        errors = []
+        for prompt in torch.linspace(low, high, 7).tolist():
+            made = each.update(theta, metric, prompt, rng=seeded(0))
+            errors.append(float(digits.evaluate(made, "validation")["loss"].mean()) - prompt)
+        missed.append(max(map(abs, errors)))
+    assert missed[0] < 0.5 * missed[1]
 
 
 def test_sigkill_of_a_train_worker_changes_nothing_in_the_result(

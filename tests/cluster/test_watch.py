@@ -11,7 +11,8 @@ from ckpt_factory import RunPlan, make
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
 from cluster.report import ReportConfig, read_film
-from cluster.train import GeneratorConfig, prepare
+from cluster.train import prepare
+from cluster.train_config import GeneratorConfig
 from generator import sections
 from generator.artefact import WeightGenerator
 from tests.conftest import write_zoo
@@ -45,7 +46,16 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_film_shows_every_prompt(policies: Path, tmp_path: Path) -> None:
     seen = WeightGenerator.load(policies).scaling.metric_range
     prompts = f"{seen[0]:.2f},{seen[1]:.2f}"
-    flags = ["--task", "rl_tasks:cartpole-v0", "--prompt", prompts, "--episodes", "8", "--out", str(tmp_path)]
+    flags = [
+        "--task",
+        "rl_tasks:cartpole-v0?copies=4&hidden=32,32",
+        "--prompt",
+        prompts,
+        "--episodes",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
     assert run(["watch", "--generator", str(policies), *flags]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     first, second = result["policies"]
@@ -64,6 +74,8 @@ def test_a_film_shows_every_prompt(policies: Path, tmp_path: Path) -> None:
     [
         (["--prompt", "50;200"], "prompt is '50;200'; expected returns with commas"),
         (["--task", "rl_tasks:pendulum-v0"], "is for 'rl_tasks:cartpole-v0?"),
+        (["--task", f"{TASK}&activation=tanh"], "is for 'rl_tasks:cartpole-v0?"),
+        (["--task", "rl_tasks:cartpole-v0?copies=5"], "is for 'rl_tasks:cartpole-v0?"),
         (["--every", "0"], "every is 0; expected at least 1"),
         (["--episodes", "3"], "episodes is 3; expected an even number"),
         (["--format", "avi"], "format"),

@@ -51,7 +51,7 @@ def updated(generator: WeightGenerator, digits: Task, **settings) -> Tensor:
     return generator.update(theta, metric, prompt, rng=seeded(1), **settings)
 
 
-@pytest.mark.parametrize("tokens", ["chunks", "canonical"])
+@pytest.mark.parametrize("tokens", ["chunks", "canonical", "gpt"])
 def test_other_layouts_are_saved_with_all_they_need(
     tokens: str, digits: Task, digits_zoo: Zoo, tmp_path: Path
 ) -> None:
@@ -60,7 +60,7 @@ def test_other_layouts_are_saved_with_all_they_need(
     made.save(tmp_path, training=TRAINING, card=model_card(made, TRAINING))
     loaded = WeightGenerator.load(tmp_path)
     assert torch.equal(updated(loaded, digits), updated(made, digits))
-    assert (loaded.reference is None) == (tokens == "chunks")
+    assert (loaded.reference is None) == (tokens != "canonical")
     assert f"| tokens | {tokens} |" in (tmp_path / "README.md").read_text()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.pairs import Pairs, Reservoir, Runs, WindowFeed
+from generator.pairs import DRAWS, Pairs, Reservoir, Runs, WindowFeed, sample_by_spacing
 
 STEPS = 40
 
@@ -153,3 +153,64 @@ def test_a_larger_zoo_passes_through_the_window() -> None:
     assert {int(r) for p in pairs.values() for r in p.start[:, 0]} == set(range(10))
     late = {int(r) for step in range(55, 60) for r in pairs[step].start[:, 0]}
     assert late <= {1, 2, 3, 4}  # 11 runs were replaced, one after the other: 11, 12, 13, 14 modulo 10
+
+
+def test_published_pairs_have_uniform_spacings_and_starts() -> None:
+    num = 60_000
+    pairs = sample_by_spacing(reservoir_of(labelled(0, 20)), num, rng=rng_of(0))
+    assert torch.equal(pairs.start[:, 0], pairs.target[:, 0])
+    i, j = pairs.start[:, 1].long(), pairs.target[:, 1].long()
+    count = torch.bincount(j - i, minlength=STEPS)
+    assert count[0] == 0
+    # each of 39 spacings 1538 times, with a standard deviation of 39: the extremes within five
+    assert 1343 < int(count[1:].min()) <= int(count.max()) < 1733
+    starts = torch.bincount(i[j - i == STEPS - 4], minlength=5)
+    assert (starts[:4] > 0).all()
+    assert starts[4] == 0
+    # P(start = initialisation) = mean over spacings k of 1 / (S - k) = H_39 / 39 = .109; so are final targets
+    expected = sum(1 / n for n in range(1, STEPS)) / (STEPS - 1)
+    for share in ((i == 0).float().mean(), (j == STEPS - 1).float().mean()):
+        assert abs(float(share) - expected) < 5 * (expected / num) ** 0.5
+
+
+def test_published_pairs_hardly_ever_aim_at_the_beginning() -> None:
+    """Of 200 checkpoints the first is a start in 2.95 %, the second a target in 2.5e-5, which is 1/199^2."""
+    metric = torch.rand(4, 200)
+    z = torch.arange(200.0).expand(4, 200).unsqueeze(2).contiguous()
+    pairs = sample_by_spacing(reservoir_of(Runs(z, metric)), 400_000, rng=rng_of(0))
+    assert abs(float((pairs.start[:, 0] == 0).float().mean()) - 0.0295) < 0.002
+    assert int((pairs.target[:, 0] == 1).sum()) < 40  # 10 expected: more has a chance of 1e-12
+
+
+def test_published_pairs_leave_out_runs_that_diverged_whole() -> None:
+    runs = labelled(0, 6)
+    runs.metric[1, 7:] = torch.inf
+    runs.z[3, 5, 0] = torch.nan
+    pairs = sample_by_spacing(reservoir_of(runs), 5000, rng=rng_of(0))
+    assert {int(r) for r in pairs.start[:, 0]} == {0, 2, 4, 5}
+    with pytest.raises(ValueError, match="no training run of the zoo is finite throughout"):
+        sample_by_spacing(reservoir_of(labelled(0, 2, torch.full((2, STEPS), torch.nan))), 1, rng=rng_of(0))
+    with pytest.raises(ValueError, match="no runs to draw pairs from"):
+        sample_by_spacing(Reservoir(3), 1, rng=rng_of(0))
+
+
+def test_a_feed_draws_the_pairs_it_is_told_to() -> None:
+    feeds = {kind: WindowFeed(stream(6, 4), 6, capacity_runs=6, pairs=kind) for kind in DRAWS}
+    for kind, feed in feeds.items():
+        feed.begin(0)
+        drawn, expected = feed.draw(3, 50, rng_of(1)), DRAWS[kind](feed.reservoir, 50, rng=rng_of(1))
+        assert torch.equal(drawn.target, expected.target), kind
+
+
+def test_checkpoints_are_drawn_uniformly_among_the_usable() -> None:
+    runs = labelled(0, 4)
+    runs.metric[1, 7:] = torch.nan
+    drawn = reservoir_of(runs).checkpoints(20_000, rng=rng_of(0))
+    count = torch.bincount((drawn[:, 0] * STEPS + drawn[:, 1]).long(), minlength=4 * STEPS)
+    assert not count[STEPS + 7 : 2 * STEPS].any()
+    usable = count[count > 0]
+    assert len(usable) == 3 * STEPS + 7
+    # 157 each with a standard deviation of 12.5; five of them
+    assert 94 < int(usable.min()) <= int(usable.max()) < 220
+    with pytest.raises(ValueError, match="no finite checkpoint"):
+        reservoir_of(labelled(0, 2, torch.full((2, STEPS), torch.nan))).checkpoints(1, rng=rng_of(0))

@@ -1,13 +1,17 @@
 """AlignedDistance: the distance of networks, whatever the order of their hidden units."""
 
-from itertools import permutations
+from dataclasses import replace
+from itertools import permutations, product
 
+import pytest
 import torch
 
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
-from generator.rebasin import AlignedDistance, match
+from generator.rebasin import AlignedDistance, align, match
+
+from .conftest import classifier
 
 # Squared distances are differences of squared norms of about 40, in float32: the root of 1e-5 of them.
 NEAR_ZERO = 2e-2
@@ -105,3 +109,86 @@ def test_sweeps_bring_several_layers_nearer(deep: MLPClassifier) -> None:
         gaps.append((z.gather(1, index) - reference).norm(dim=1))
     assert (gaps[1] <= gaps[0] + 1e-5).all()  # float32
     assert (gaps[1] < gaps[0] - 1e-3).any()
+
+
+@pytest.fixture(scope="module")
+def odd() -> MLPClassifier:
+    """The 6-4-3 network with the symmetry that it would have between odd activations."""
+    return with_signs(classifier((6, 4, 3)))
+
+
+@pytest.fixture(scope="module")
+def odd_deep() -> MLPClassifier:
+    return with_signs(classifier((6, 5, 4, 3)))
+
+
+def with_signs(task: MLPClassifier) -> MLPClassifier:
+    task.symmetry = replace(task.symmetry, signed=tuple(task.symmetry.sizes))
+    return task
+
+
+def test_nearest_equals_brute_force_over_permutations_and_signs(odd: MLPClassifier) -> None:
+    queries, candidates = networks(odd, 3, 0), networks(odd, 4, 1)
+    found = AlignedDistance(odd.spec, odd.symmetry).nearest(queries, candidates)
+    perms = torch.tensor(list(permutations(range(4)))).repeat_interleave(16, 0)
+    signs = torch.tensor(list(product((-1, 1), repeat=4))).repeat(24, 1)
+    for q in range(3):
+        best = min(
+            float((queries[q] - moved).norm(dim=1).min())
+            for moved in (
+                odd.symmetry.apply(c.expand(len(perms), -1), {"P0": perms, "P0/sign": signs})
+                for c in candidates
+            )
+        )
+        # float32 sums of 43 squares in another order
+        assert abs(float(found[q]) - best) < 1e-4 * best
+
+
+@pytest.mark.parametrize("name", ["odd", "odd_deep", "tiny", "deep"])
+def test_a_transformed_copy_is_aligned_with_its_original(name: str, request: pytest.FixtureRequest) -> None:
+    task = request.getfixturevalue(name)
+    theta = networks(task, 4, 0)
+    moved = task.symmetry.apply(theta, task.symmetry.random(4, rng=seeded(3)))
+    assert (moved - theta).norm(dim=1).min() > 1
+    assert torch.equal(align(task.spec, task.symmetry, theta, moved), theta)  # it only moves and negates
+    distance = AlignedDistance(task.spec, task.symmetry)
+    assert distance.nearest(theta, moved).max() < NEAR_ZERO
+    assert distance.nearest(theta[:1], theta[1:]).min() > 1
+
+
+def test_without_free_signs_a_negated_unit_is_another_network(tiny: MLPClassifier) -> None:
+    odd = replace(tiny.symmetry, signed=("P0",))
+    theta = networks(tiny, 1, 0)
+    signs = torch.tensor([[1, -1, 1, 1]])
+    flipped = odd.apply(theta, {"P0": torch.arange(4).unsqueeze(0), "P0/sign": signs})
+    assert AlignedDistance(tiny.spec, odd).nearest(theta, flipped).item() < NEAR_ZERO
+    assert AlignedDistance(tiny.spec, tiny.symmetry).nearest(theta, flipped).item() > 1
+
+
+@pytest.mark.parametrize("name", ["odd", "deep"])
+def test_the_two_nearest_are_of_two_groups(name: str, request: pytest.FixtureRequest) -> None:
+    """Three runs of four checkpoints each, these near each other: the oracle asks run by run."""
+    task = request.getfixturevalue(name)
+    runs = networks(task, 3, 1).repeat_interleave(4, 0)
+    candidates = runs + 0.05 * torch.randn(runs.shape, generator=seeded(2))
+    groups = torch.tensor([7, 3, 5]).repeat_interleave(4)
+    shuffled = torch.randperm(12, generator=seeded(4))
+    candidates, groups = candidates[shuffled], groups[shuffled]
+    queries = networks(task, 4, 0)
+    distance = AlignedDistance(task.spec, task.symmetry)
+    found, place = distance.nearest_groups(queries, candidates, groups)
+    each = torch.stack([distance.nearest(queries, candidates[groups == g]) for g in (7, 3, 5)], 1)
+    least = each.sort(1).values[:, :2]
+    assert (found >= least - 1e-4).all()  # float32
+    # With two layers only the most promising checkpoints of a run are aligned; theirs differ by about 0.4.
+    assert (found <= least * (1.02 if name == "deep" else 1 + 1e-5)).all()
+    assert (groups[place[:, 0]] != groups[place[:, 1]]).all()
+    nearest = torch.stack([distance.nearest(queries[q : q + 1], candidates[place[q]]) for q in range(4)])
+    torch.testing.assert_close(nearest.squeeze(1), found[:, 0])
+
+
+def test_of_one_group_there_is_no_second(tiny: MLPClassifier) -> None:
+    distance = AlignedDistance(tiny.spec, tiny.symmetry)
+    found, _ = distance.nearest_groups(networks(tiny, 2, 0), networks(tiny, 3, 1), torch.zeros(3).long())
+    assert found[:, 0].isfinite().all()
+    assert found[:, 1].isinf().all()

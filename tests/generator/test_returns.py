@@ -148,7 +148,7 @@ def test_starts_are_strange_below_what_the_zoo_has_seen_not_above_it(policies: W
 
     def warned(start: float) -> list[str]:
         metrics = {"validation_return": torch.tensor([start])}
-        return check_made(policies, Prompted(torch.zeros(1, 1), torch.ones(1), metrics, [metrics]))
+        return check_made(policies, Prompted(torch.zeros(1, 1), torch.ones(1), metrics, [metrics], 1.0))
 
     assert warned(low) == warned(high) == warned(low - 0.4 * (high - low)) == []
     for start in (low - 0.6 * (high - low), high + 1):
@@ -229,6 +229,29 @@ def test_the_report_speaks_of_returns(page: str) -> None:
         assert words in text, words
     assert "Test deterministic return" in text
     assert "return std" not in text_of(section(page, "zoo"))
+
+
+def test_the_report_says_in_words_what_rl_and_looking_up_give(
+    zoo: Zoo, policies: WeightGenerator, evaluated: Any
+) -> None:
+    """Environment steps and the control stand beside what one update reaches."""
+    result, arrays, _ = evaluated
+
+    def texts(**numbers: float) -> tuple[str, str]:
+        page = render_report(zoo, policies, result | numbers, arrays, CURVE)
+        return text_of(page), text_of(section(page, "sgd"))
+
+    numbers = {"one_update_test_return": 413.4, "retrieval_test_return": 481.0, "best_prompt": 500.0}
+    steps = {"sgd_equivalent_steps": 218.0, "sgd_total_steps": 640, "sgd_total_env_steps": 40_960}
+    page, words = texts(**numbers, **steps, sgd_equivalent_env_steps=14_336.0)
+    assert "one update equals 218 of 640 RL steps , which take 14,336 of 40,960 environment steps" in page
+    assert (
+        "Prompted for 500.0, a policy made in one update returns 413 in the mean. RL takes 14,336 of" in words
+    )
+    assert "from the same start until its policy returns as much (median)" in words
+    assert "a training policy looked up for the same prompt, returns 481 and generates nothing" in words
+    page, words = texts(**numbers, **steps, sgd_equivalent_env_steps=math.inf)
+    assert "RL takes more than 40,960 environment steps from the same start" in words
 
 
 def test_the_report_shows_starts_unlike_the_zoos(page: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from generator.diffusion import add_noise, alpha_sigma, timesteps
-from generator.samplers import SAMPLERS, sample_ddim, sample_ddpm
+from generator.samplers import SAMPLERS, Denoise, Sampling, sample_ddim, sample_ddpm, sample_dpm_solver
 
 MEAN, STD = 0.7, 0.4
 
@@ -32,6 +32,17 @@ def gain(t: float) -> float:
 def optimal(x: Tensor, t: Tensor) -> Tensor:
     assert t.ndim == 0
     return MEAN + gain(float(t)) * (x - path(float(t))[0] * MEAN)
+
+
+def sampled(name: str, x: Tensor, times: Tensor, *, seed: int, denoise: Denoise = optimal) -> Tensor:
+    """By any sampler; those that need it are told how uncertain x_0 is."""
+
+    def covariance(t: Tensor) -> Tensor:
+        alpha, sigma = path(float(t))
+        return torch.full((x.shape[1],), STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2))
+
+    more = {"covariance": covariance} if SAMPLERS[name].covariance else {}
+    return SAMPLERS[name].sample(denoise, x, times, rng=rng_of(seed), **more)
 
 
 def test_the_path_keeps_variance_and_ends_in_noise() -> None:
@@ -127,7 +138,7 @@ def test_the_variance_of_ddpm_converges_to_the_datas() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_step_gives_what_the_denoiser_says_of_pure_noise(name: str) -> None:
     x = torch.randn(5, 3, generator=rng_of(0))
-    ours = SAMPLERS[name](optimal, x, timesteps(1), rng=rng_of(0))
+    ours = sampled(name, x, timesteps(1), seed=0)
     torch.testing.assert_close(ours, torch.full((5, 3), MEAN))
 
 
@@ -141,23 +152,98 @@ def test_the_denoiser_is_asked_once_a_step_at_falling_times(name: str) -> None:
         return optimal(x, t)
 
     x = torch.randn(5, 3, generator=rng_of(0))
-    assert SAMPLERS[name](denoise, x, timesteps(4), rng=rng_of(0)).shape == (5, 3)
+    assert sampled(name, x, timesteps(4), seed=0, denoise=denoise).shape == (5, 3)
     assert asked == [1.0, 0.75, 0.5, 0.25]
 
 
-def test_randomness_comes_from_rng_alone() -> None:
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_randomness_comes_from_rng_alone(name: str) -> None:
     x = torch.randn(5, 3, generator=rng_of(0))
-    first, again, other = (sample_ddpm(optimal, x, timesteps(6), rng=rng_of(seed)) for seed in (1, 1, 2))
+    first, again, other = (sampled(name, x, timesteps(6), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    rng = rng_of(1)
-    sample_ddim(optimal, x, timesteps(6), rng=rng)
-    assert torch.equal(rng.get_state(), rng_of(1).get_state())  # DDIM is deterministic
+    assert torch.equal(first, other) == (name in ("ddim", "dpm-solver++"))  # these are deterministic
 
 
-def test_samplers_do_not_change_the_noise_they_are_given() -> None:
+def test_deterministic_samplers_leave_rng_alone() -> None:
+    x = torch.randn(5, 3, generator=rng_of(0))
+    for sample in (sample_ddim, sample_dpm_solver):
+        rng = rng_of(1)
+        sample(optimal, x, timesteps(6), rng=rng)
+        assert torch.equal(rng.get_state(), rng_of(1).get_state())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_do_not_change_the_noise_they_are_given(name: str) -> None:
     x = torch.randn(5, 3, generator=rng_of(0))
     before = x.clone()
-    for sample in SAMPLERS.values():
-        sample(optimal, x, timesteps(3), rng=rng_of(1))
+    sampled(name, x, timesteps(3), seed=1)
     assert torch.equal(x, before)
+
+
+def flow(x: Tensor, t: float, s: float) -> Tensor:
+    """Where the probability flow brings x_t at time s: it keeps quantiles of the Gaussian marginals."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = path(t), path(s)
+    of_t, of_s = (math.sqrt(a**2 * STD**2 + b**2) for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s)))
+    return alpha_s * MEAN + of_s / of_t * (x - alpha_t * MEAN)
+
+
+def test_dpm_solver_is_the_published_recursion() -> None:
+    """Algorithm 2 of Lu et al. 2022b, scalar by scalar in double precision."""
+    times = [0.95, 0.8, 0.5, 0.3, 0.05]
+    expected = []
+    for value in (-1.5, 0.0, 2.0):
+        lam = [math.log(path(t)[0] / path(t)[1]) for t in times]
+        x0 = [MEAN + gain(times[0]) * (value - path(times[0])[0] * MEAN)]
+        for i in range(1, len(times)):
+            h, (alpha, sigma) = lam[i] - lam[i - 1], path(times[i])
+            data = x0[-1]
+            if i > 1:
+                r = (lam[i - 1] - lam[i - 2]) / h
+                data = (1 + 1 / (2 * r)) * x0[-1] - 1 / (2 * r) * x0[-2]
+            value = sigma / path(times[i - 1])[1] * value - alpha * (math.exp(-h) - 1) * data
+            x0.append(MEAN + gain(times[i]) * (value - alpha * MEAN))
+        expected.append(value)
+    x = torch.tensor([[-1.5], [0.0], [2.0]])
+    ours = sample_dpm_solver(optimal, x, torch.tensor(times), rng=rng_of(0)).flatten()
+    # float32 along four steps
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dpm_solver_converges_with_the_square_of_the_steps() -> None:
+    """Between t = 0.8 and 0.2; DDIM, the same of first order, only with the steps."""
+    x = torch.tensor([[-1.5], [0.0], [2.0]], dtype=torch.float64)
+    errors = {
+        sample.__name__: [
+            float((sample(optimal, x, times, rng=rng_of(0)) - flow(x, 0.8, 0.2)).abs().max())
+            for times in (torch.linspace(0.8, 0.2, steps + 1, dtype=torch.float64) for steps in (20, 40, 80))
+        ]
+        for sample in (sample_ddim, sample_dpm_solver)
+    }
+    # ratios of errors at twice the steps: 2 and 4 in the limit
+    assert all(1.8 < a / b < 2.2 for a, b in pairwise(errors["sample_ddim"]))
+    assert all(3.4 < a / b < 4.6 for a, b in pairwise(errors["sample_dpm_solver"]))
+    assert errors["sample_dpm_solver"][0] < 0.1 * errors["sample_ddim"][0]
+
+
+def test_dpm_solver_goes_all_the_way_from_noise_to_data() -> None:
+    """Where the log-SNR is infinite it takes steps of first order, and is not worse than DDIM for it."""
+    x = torch.tensor([[-1.5], [0.0], [2.0]], dtype=torch.float64)
+    for steps in (2, 3, 5, 20):
+        times = timesteps(steps).double()
+        by_ddim, ours = (
+            sample(optimal, x, times, rng=rng_of(0)) for sample in (sample_ddim, sample_dpm_solver)
+        )
+        exact = MEAN + STD * x
+        assert (ours - exact).abs().max() <= (by_ddim - exact).abs().max() + 1e-9
+        if steps == 2:  # both of its steps are of first order
+            torch.testing.assert_close(ours, by_ddim)
+    assert (ours - exact).abs().max() < 0.5 * (by_ddim - exact).abs().max()
+
+
+def test_a_sampling_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown sampler 'euler'; expected one of ddim"):
+        Sampling(sampler="euler")
+    with pytest.raises(ValueError, match="unknown trajectory 'odd'; expected even or optimal"):
+        Sampling(trajectory="odd")
+    with pytest.raises(ValueError, match="sampling steps: got 0"):
+        Sampling(steps=0)

@@ -79,12 +79,16 @@ class ManyActions(Counting):
     action_space = MultiDiscrete([2, 3])
 
 
+class NoActions(Counting):
+    action_space = Box(-1, 1, (0,))
+
+
 class Unmakeable(Counting):
     def __init__(self):
         raise OSError("no licence\nfound")
 
 
-for kind in (Counting, Faulty, Quitting, Recording, DictObserved, ManyActions, Unmakeable):
+for kind in (Counting, Faulty, Quitting, Recording, DictObserved, ManyActions, NoActions, Unmakeable):
     gymnasium.register(f"{kind.__name__}-v0", kind)
 gymnasium.register("Limited-v0", Counting, max_episode_steps=4)
 for fault in ("raise", "nan observation", "infinite reward", "wrong shape"):

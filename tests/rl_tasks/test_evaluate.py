@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, train_stack
 from ckpt_factory.tasks.base import seeded
-from rl_tasks.evaluate import COPIES_PER_SLOT, Episodes, episode_returns
+from rl_tasks.evaluate import COPIES_PER_SLOT, Episodes, play_episodes
 from rl_tasks.seeds import mix
 from rl_tasks.tasks import PolicyTask, episodes_of, policy_task
 
@@ -39,7 +39,16 @@ def episodes(task: PolicyTask, num: int = E, rows: int = 1) -> Episodes:
 
 def measured(task: PolicyTask, theta: Tensor, each: Episodes) -> ndarray:
     s = task.setting
-    return episode_returns(s.net, s.head, s.make_env(), theta.numpy(), each, s.scale)
+    return play_episodes(s.net, s.head, s.make_env(), theta.numpy(), each, s.scale).returns
+
+
+def test_lengths_are_the_steps_that_episodes_took() -> None:
+    """Every step of CartPole is worth 1: an episode is as long as its return."""
+    task = task_of(max_steps=40)
+    s, theta = task.setting, policies(task, 5)
+    played = play_episodes(s.net, s.head, s.make_env(), theta.numpy(), episodes(task), s.scale)
+    assert played.lengths.tolist() == played.returns.tolist()
+    assert len(set(played.lengths.flatten().tolist())) > 5
 
 
 def plain_return(task: PolicyTask, theta: Tensor, seed: int, noise: ndarray) -> float:

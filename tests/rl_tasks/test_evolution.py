@@ -1,13 +1,16 @@
 """Evolution strategies as a sampler: the estimate is the paper's, a stack equals its singles, it learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata
 
-from ckpt_factory import RunPlan, train_stack
+from ckpt_factory import RunPlan, make, train_stack
 from ckpt_factory.tasks.base import seeded
-from rl_tasks.evaluate import Episodes, episode_returns
+from cluster.factory import mountaincar_continuous
+from rl_tasks.evaluate import Episodes, play_episodes
 from rl_tasks.evolution import centred_ranks
 from rl_tasks.seeds import mix
 from rl_tasks.tasks import PolicyTask, policy_task
@@ -53,11 +56,31 @@ def test_the_estimate_is_that_of_the_paper() -> None:
     for sign in (1, -1):
         for direction in epsilon:
             moved = (theta + sign * sigma * direction).numpy()
-            returns.append(episode_returns(s.net, s.head, s.make_env(), moved, each, s.scale).mean())
+            played = play_episodes(s.net, s.head, s.make_env(), moved, each, s.scale)
+            returns.append(played.returns.mean())
             directions.append(sign * direction.numpy())
     shaped = (rankdata(returns) - 1) / (2 * pairs - 1) - 0.5
     expected = -sum(f * d for f, d in zip(shaped, directions, strict=True)) / (2 * pairs * sigma)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)  # float32
+
+
+def test_the_steps_that_perturbed_policies_took_are_counted() -> None:
+    """Of each run its own; `env_steps` of the task is what they may be at most."""
+    task, num_perturbed = task_of(), 6
+    theta = task.init([seeded(0, k) for k in range(3)])
+    learner = task.sampler([seeded(1, k) for k in range(3)], num_perturbed)
+    assert learner.env_steps.tolist() == [0]
+    seen = []
+    for _ in range(2):
+        learner(params_of(task, theta))
+        seen.append(learner.env_steps)
+    for step, counted in enumerate(seen, 1):
+        assert (counted >= step * num_perturbed * 2 * 5).all()  # no policy falls in less than 5 steps
+        assert (counted < task.env_steps(step, num_perturbed)).all()
+    assert len(set(seen[0].tolist())) == 3
+    alone = task.sampler([seeded(1, 2)], num_perturbed)
+    alone(params_of(task, theta[2:]))
+    assert alone.env_steps.tolist() == seen[0][2:].tolist()
 
 
 def test_ranks_are_centred_ties_are_equal_and_a_lost_return_is_not_hidden() -> None:
@@ -86,3 +109,13 @@ def test_evolution_improves_cartpole() -> None:
     returns = train_stack(task, plan, plan.runs(range(4))).metrics["test_return"]
     assert (returns[:, -1] > 1.5 * returns[:, 0]).all()
     assert task.env_steps(3, 16) == 3 * 16 * 2 * 100
+
+
+@pytest.mark.slow
+def test_evolution_solves_the_mountain_car() -> None:
+    """The preset's recipe: of 16 runs nearly all end at a return of 90 or more."""
+    config = mountaincar_continuous()
+    plan = replace(config.plan, spacing="log", num_checkpoints=2)
+    returns = train_stack(make(config.task), plan, plan.runs(range(16))).metrics["test_return"]
+    assert (returns[:, 0] < 0).all()
+    assert (returns[:, -1] >= 90).float().mean() >= 0.8

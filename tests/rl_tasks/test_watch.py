@@ -11,7 +11,7 @@ from PIL import Image
 from ckpt_factory import make
 from ckpt_factory.tasks.base import seeded
 from rl_tasks.tasks import PolicyTask
-from rl_tasks.watch import CAPTION, PANEL, compose, play, write_film
+from rl_tasks.watch import CAPTION, PANEL, check_drawable, compose, play, write_film
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,33 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a film is \.gif or \.mp4, got 'film\.avi'"):
         write_film([Image.new("RGB", (4, 4))], tmp_path / "film.avi")
     assert not list(tmp_path.iterdir())
+
+
+def policies(env: str) -> PolicyTask:
+    found = make(f"rl_tasks:gym-v0?env={env}&max_steps=6")
+    assert isinstance(found, PolicyTask)
+    return found
+
+
+def test_discrete_observations_are_filmed_as_they_are_learnt_from() -> None:
+    task = policies("FrozenLake-v1")
+    moments = list(play(task, task.init([seeded(0), seeded(1)]).numpy(), every=2))
+    assert moments[0].pictures[0].shape == (PANEL[1], PANEL[0], 3)
+    assert all(moments[-1].over), "at the task's own limit at the latest"
+
+
+def test_an_environment_without_pictures_is_refused() -> None:
+    setting = policies("tests.rl_tasks.own_envs:Counting-v0").setting
+    with pytest.raises(ValueError, match=r"Counting-v0' cannot be drawn: it has no render mode 'rgb_array'"):
+        check_drawable(setting)
+
+
+@pytest.mark.filterwarnings("ignore:.*(DISPLAY|GLFW|X11)")  # GLFW's own word on it
+def test_a_missing_display_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco", reason="pip install '.[mujoco]'")
+    setting = policies("InvertedPendulum-v5").setting
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=r"InvertedPendulum-v5 cannot be drawn .*set MUJOCO_GL=egl") as error:
+        check_drawable(setting)
+    assert "\n" not in str(error.value)

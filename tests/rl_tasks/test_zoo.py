@@ -3,13 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from ckpt_factory import RunPlan, make, train_stack
-from ckpt_factory.verify import verify_unit
-from ckpt_factory.zoo import Zoo
+from ckpt_factory.card import zoo_card
+from ckpt_factory.verify import merge, verify_unit
+from ckpt_factory.zoo import HEADER, Zoo
 from rl_tasks.tasks import PolicyTask
 from tests.conftest import write_zoo
 
@@ -47,6 +49,41 @@ def test_a_zoo_says_what_it_holds(task: PolicyTask, zoo: Zoo) -> None:
     assert set(runs["status"].to_pylist()) == {"finished"}
     returns = zoo.read_unit(0).metrics["validation_return"]
     assert (returns[:, -1] > returns[:, 0]).all()
+
+
+def test_what_is_about_labels_is_null_in_the_runs_table_of_policies(zoo: Zoo) -> None:
+    """They have no cross-entropy, nor anything drawn or left out of their data."""
+    runs = zoo.read_runs()
+    for name in ("loss", "gamma", "label_noise", "data_fraction"):
+        assert runs[name].null_count == len(runs) == 6, name
+    assert pa.types.is_string(runs.schema.field("loss").type)
+    assert not runs.schema.field("lr").nullable
+    assert zoo.header.unused == ("label_noise", "data_fraction", "loss", "gamma")
+    assert "loss, gamma null: the task has no use for them" in zoo_card(zoo)
+
+
+def test_a_zoo_of_before_there_were_nulls_goes_on_as_it_began(
+    task: PolicyTask, zoo: Zoo, tmp_path: Path
+) -> None:
+    """Its zoo.json, whose checksum its shards carry, stays; new shards are like the old ones."""
+    before = Zoo.create(tmp_path, replace(zoo.header, unused=()))
+    text = (tmp_path / HEADER).read_text()
+    assert "unused" not in text
+    before.write_unit(0, zoo.read_unit(0))
+    resumed = Zoo.create(tmp_path, zoo.header)
+    resumed.write_unit(1, zoo.read_unit(1))
+    assert (tmp_path / HEADER).read_text() == text
+    assert resumed.read_runs()["loss"].to_pylist() == ["cross-entropy"] * 6
+    assert merge(resumed, [verify_unit(resumed, task, unit, sample=3) for unit in (0, 1)]).ok
+
+
+def test_what_another_zoos_header_leaves_out_counts_too(zoo: Zoo) -> None:
+    text = (zoo.path / HEADER).read_text()
+    with pytest.raises(ValueError, match=r"holds another zoo, with unused \['label_noise', .*\(now \[\]\)"):
+        Zoo.create(zoo.path, replace(zoo.header, unused=()))
+    with pytest.raises(ValueError, match=r"holds another zoo, with hyper \{'clip': .*\(now \{\}\)"):
+        Zoo.create(zoo.path, replace(zoo.header, plan=replace(PLAN, hyper={})))
+    assert (zoo.path / HEADER).read_text() == text
 
 
 def test_returns_measured_again_are_the_same_bits(task: PolicyTask, zoo: Zoo) -> None:

@@ -1,0 +1,129 @@
+"""Calibrating a generator's prompts, as one remote call: after its training, or later."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from ckpt_factory import make
+from ckpt_factory.files import check_writable
+from ckpt_factory.zoo import Zoo
+from generator.artefact import CONFIG, WeightGenerator
+from generator.calibration import calibrate
+from generator.card import model_card
+from generator.conditioning import Calibration
+from generator.evaluate import training_starts
+from generator.samplers import SamplerName, Trajectory
+
+from .belongs import check_belongs
+from .command import Command
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Whose prompts to calibrate, on what."""
+
+    generator: Path = Path("runs/generator")
+    """Folder of the generator."""
+    zoo: Path = Path("runs/zoo")
+    """The zoo it was trained on; initialisations of its training runs are what prompts are calibrated on."""
+    out: Path = Path("runs/generator-calibrated")
+    """Folder for the same generator, calibrated."""
+    data_root: Path | None = None
+    """Where the task's images are, as for `theta make`."""
+    starts: int = 128
+    """Initialisations; 40 networks are made from each, and measured at several lengths of the update."""
+    steps: int | None = None
+    """Sampling steps that become the generator's own; default those it has."""
+    sampler: SamplerName | None = None
+    """Sampler that becomes the generator's own; default the one it has."""
+    trajectory: Trajectory | None = None
+    """Trajectory that becomes the generator's own; default the one it has."""
+    seed: int = 0
+    """Seed of the sampling noise."""
+
+    def __post_init__(self) -> None:
+        if self.starts < 1 or self.seed < 0:
+            raise ValueError(
+                f"starts is {self.starts}, seed {self.seed}; expected at least 1, and not negative"
+            )
+
+
+@ray.remote(num_cpus=1)
+def calibrated_remotely(
+    parts: tuple[dict[str, Any], dict[str, Tensor]],
+    state: dict[str, Tensor],
+    data_root: Path | None,
+    path: Path,
+    num_starts: int,
+    seed: int,
+) -> Calibration | None:
+    torch.set_num_threads(1)
+    zoo, generator = Zoo.open(path), WeightGenerator.from_parts(*parts)
+    generator.model.load_state_dict(state)
+    starts = training_starts(zoo, generator.origin.num_training_runs, num_starts)
+    task = make(zoo.header.task, data_root=data_root)
+    return calibrate(generator, task, starts, rng=torch.Generator().manual_seed(seed))
+
+
+def calibrated(
+    generator: WeightGenerator, zoo: Zoo, data_root: Path | None, num_starts: int, seed: int
+) -> Calibration | None:
+    """What the generator has to be asked for, measured on the connected cluster."""
+    state = generator.model.state_dict()
+    args = generator.to_parts(), state, data_root, zoo.path, num_starts, seed
+    (found,) = ray.get([calibrated_remotely.remote(*args)])
+    return found
+
+
+def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
+    """Calibrate and write the generator anew; returns what was found."""
+    generator, zoo = _own(config), Zoo.open(config.zoo)
+    check_belongs(generator, zoo)
+    plain = replace(generator, calibration=None)
+    found = calibrated(plain, zoo, config.data_root, config.starts, config.seed)
+    if found is None:
+        raise ValueError(
+            f"all networks that the generator in {config.generator} makes are broken, whatever it is asked "
+            "for: train it longer"
+        )
+    training = json.loads((config.generator / CONFIG).read_text())["training"]
+    generator = replace(plain, calibration=found)
+    generator.save(config.out, training=training, card=model_card(generator, training))
+    return {
+        "stretch": found.stretch,
+        "worst": float(found.got[0] if generator.origin.objective == "max" else found.got[-1]),
+        "best": float(found.got[-1] if generator.origin.objective == "max" else found.got[0]),
+        "starts": config.starts,
+    }
+
+
+def _own(config: CalibrateConfig) -> WeightGenerator:
+    """The generator with the sampling that is asked for as its own."""
+    generator = WeightGenerator.load(config.generator)
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
+    if sampling.needs_moments and generator.moments is None:
+        raise ValueError(
+            f"sampler {sampling.sampler} on an {sampling.trajectory} trajectory needs to know how uncertain "
+            "the generator's predictions are; measure it first, with `theta moments`"
+        )
+    return replace(generator, sampling=sampling)
+
+
+def _check(config: CalibrateConfig) -> None:
+    check_writable(config.out)
+    zoo = Zoo.open(config.zoo)
+    check_belongs(_own(config), zoo)
+    make(zoo.header.task, data_root=config.data_root)
+
+
+COMMAND = Command(
+    CalibrateConfig,
+    lambda config: (calibrate_again(config), config.out, 0),
+    check=_check,
+    examples="theta calibrate --generator runs/generator --zoo runs/zoo --steps 1 --sampler ddim",
+)

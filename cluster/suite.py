@@ -1,0 +1,74 @@
+"""The evaluation's further parts on the cluster: a remote call each."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from ckpt_factory import make
+from ckpt_factory.zoo import Zoo
+from generator.amortise import Spent
+from generator.artefact import CONFIG, WeightGenerator
+from generator.evaluate import held_out_runs
+from generator.suite import Found, Material, SuiteConfig, run_part
+
+from .factory import logged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What is evaluated and how, as it travels to remote calls."""
+
+    generator: Path
+    zoo: Path
+    task: str
+    """The zoo's, with the options of the evaluation."""
+    data_root: Path | None
+    num_networks: int
+    best: float | None
+    steps: int | None
+    sampler: str | None
+    trajectory: str | None
+
+
+@ray.remote(num_cpus=1)
+def part_remotely(evaluated: Evaluated, config: SuiteConfig, data: Any, part: tuple[str, str]) -> Found:
+    torch.set_num_threads(1)
+    return run_part(material_of(evaluated, data), config, part)
+
+
+def material_of(evaluated: Evaluated, data: Any) -> Material:
+    """All that a part of the evaluation looks at."""
+    generator, zoo = WeightGenerator.load(evaluated.generator), Zoo.open(evaluated.zoo)
+    sampling = generator.sampling.changed(evaluated.steps, evaluated.sampler, evaluated.trajectory)
+    if sampling != generator.sampling:  # its calibration is of its own
+        generator = replace(generator, sampling=sampling, calibration=None)
+    best = generator.best_metric if evaluated.best is None else evaluated.best
+    held_out = held_out_runs(zoo, generator, evaluated.num_networks)
+    given = {"data_root": evaluated.data_root} if data is None else {"data": data}
+    task = make(evaluated.task, **given)
+    return Material(generator, zoo, task, held_out, best)
+
+
+def spent_on(generator: Path, zoo: Zoo) -> Spent:
+    """What a generator and its zoo have cost, as both have recorded it.
+
+    Raises:
+        ValueError: the zoo has no record, as one that was imported.
+    """
+    reports = logged(zoo)
+    runs, cpu_s = (sum(each[name] for each in reports) for name in ("runs", "cpu_s"))
+    if not runs:
+        raise ValueError(
+            f"zoo {zoo.path} has no record of what its runs have cost (factory.log.jsonl); leave --amortise "
+            "out"
+        )
+    trained = json.loads((generator / CONFIG).read_text())["training"]
+    return Spent(
+        zoo_s=cpu_s / runs * sum(len(zoo.header.run_ids(unit)) for unit in zoo.finished_units()),
+        training_s=trained["train_s"] * trained["config"]["num_workers"],
+        run_s=cpu_s / runs,
+    )

@@ -1,0 +1,117 @@
+"""What `theta train` is asked for, and its presets."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from generator.dit import DiTConfig
+from generator.gpt.recipe import published_training
+from generator.hole import Hole
+from generator.samplers import SamplerName, Sampling, Trajectory
+from generator.train import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """What to train, on what."""
+
+    zoo: Path = Path("runs/zoo")
+    """The zoo to learn from."""
+    out: Path = Path("runs/generator")
+    """Folder of the artefact. The same command again resumes a training that was killed."""
+    data_root: Path | None = None
+    """Where the task's images are, as for `theta make`."""
+    held_out: float = 0.1
+    """Share of the runs, by whole groups, that is never trained on."""
+    rank: int = 128
+    """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
+    they are."""
+    num_workers: int = 2
+    """Training processes, one CPU each."""
+    use_gpu: bool = False
+    """Give every training process a GPU."""
+    reservoir_gib: float = 2.0
+    """Memory for runs per worker; a zoo that fits is held there whole, of a larger one a moving window."""
+    sampling_steps: int = 10
+    """Sampling steps of an update, unless told otherwise when prompted. One gives the mean of the networks
+    that fit, always the same: best for returns; many give samples."""
+    sampler: SamplerName = "ddpm"
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling, unless told otherwise."""
+    trajectory: Trajectory = "even"
+    """Sampling steps even in time or optimal by what the model misses, unless told otherwise."""
+    moments: int = 0
+    """Pairs at each of 32 times that it is measured on, when the training is over, how uncertain predictions
+    are, which analytic samplers and optimal trajectories need to know: 512 is enough. Half of the held-out
+    runs are used up for it. 0: it is not measured; `theta moments` does so later."""
+    calibrate: int = 0
+    """Training initialisations that prompts are calibrated on when the training is over: networks are made
+    for 40 metrics from each, and measured on the validation split. 0: prompts are asked for as they are."""
+    hole: Hole | None = None
+    """Leave out of the training, as targets and as starts, every checkpoint whose prompted metric, on the
+    validation split, lies between LOW and HIGH: `theta evaluate` then prompts inside the hole, whether what
+    was never seen can be made."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+    """The training itself."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
+        if self.rank < 0 or self.num_workers < 1 or not 0 < self.reservoir_gib < math.inf:
+            raise ValueError(
+                f"rank {self.rank} must not be negative, num_workers {self.num_workers} at least 1, "
+                f"reservoir_gib {self.reservoir_gib} positive and finite"
+            )
+        if self.calibrate < 0 or self.moments < 0:
+            raise ValueError(
+                f"calibrate is {self.calibrate}, moments {self.moments}; expected neither to be negative"
+            )
+        if self.hole is not None and not self.hole[0] < self.hole[1]:
+            raise ValueError(f"hole is {self.hole}; expected two metrics, LOW < HIGH")
+        if self.sampling.needs_moments and not self.moments:
+            raise ValueError(
+                f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "
+                "predictions are; have it measured with --moments 512"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(steps=self.sampling_steps, sampler=self.sampler, trajectory=self.trajectory)
+
+
+def digits() -> GeneratorConfig:
+    """For the digits zoo: three minutes on two cores."""
+    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180))
+
+
+def mnist() -> GeneratorConfig:
+    """For the MNIST zoo: 25 minutes on two cores."""
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500, lr=3e-3, weight_decay=0.5)
+    return GeneratorConfig(training=training)
+
+
+def policies() -> GeneratorConfig:
+    """For a zoo of policies: 25 minutes on two cores, then prompts are calibrated."""
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500)
+    return GeneratorConfig(sampling_steps=1, sampler="ddim", calibrate=128, training=training)
+
+
+def gpt_digits() -> GeneratorConfig:
+    """The published transformer on the digits zoo, to compare with: 30 minutes on two cores."""
+    return GeneratorConfig(
+        rank=0, sampling_steps=1000, sampler="published", training=published_training(time_budget_s=1800.0)
+    )
+
+
+def smoke() -> GeneratorConfig:
+    """A few hundred steps of a small model, to see that all works."""
+    training = TrainConfig(model=DiTConfig(width=32, depth=2), steps=200, batch_size=64, warmup_steps=10)
+    return GeneratorConfig(num_workers=1, training=training)
+
+
+PRESETS = {
+    "digits": digits,
+    "mnist": mnist,
+    "policies": policies,
+    "gpt-digits": gpt_digits,
+    "smoke": smoke,
+}

@@ -1,0 +1,71 @@
+"""The training log: what workers report, as lines that the progress bar, the report and a resume read."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+
+from ckpt_factory.files import write_text
+
+from .progress import ProgressBar, say
+
+LOG = "training.jsonl"
+
+
+class TrainingLog(UserCallback):
+    """Appends rank 0's metrics to a file: the learning curve, and what the progress bar follows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(metrics[0]) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, float | int]]:
+    """The learning curve, one entry per reported step; of a step done twice, after a resume, the last."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a line that a kill has torn
+            entries.append(json.loads(line))
+    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
+def resume_log(folder: Path, saved: int | None) -> None:
+    """Say where the training in a folder goes on, after step `saved`, and forget what will be done again."""
+    entries = read_log(folder / LOG)
+    if saved is not None:
+        say(f"resuming the training in {folder} from step {saved:,}")
+    elif entries:
+        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
+    kept = [entry for entry in entries if saved is not None and entry["step"] <= saved]
+    write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+@contextmanager
+def following(log: Path) -> Iterator[None]:
+    """A bar that follows the training log while the block runs."""
+    stop = threading.Event()
+
+    def follow(bar: ProgressBar) -> None:
+        while not stop.wait(1.0):
+            if entries := read_log(log):
+                last = entries[-1]
+                note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
+                bar.update(100 * last["progress"], note)
+
+    with ProgressBar("train", 100, "%") as bar:
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

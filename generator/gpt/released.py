@@ -1,0 +1,245 @@
+"""Released files of the published system: what is in them, what they do not say, the generator they make."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import log
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ckpt_factory import ParamSpec, Symmetry
+from ckpt_factory.nets import MLP, ConvNet
+from ckpt_factory.zoo import sha256
+
+from ..artefact import Origin, WeightGenerator
+from ..coordinates import Coordinates
+from ..dit import DiTConfig
+from ..samplers import SamplerName, Sampling
+from .config import PRESETS, GptConfig
+from .denoiser import GptDenoiser, published_scaling
+from .model import Gpt
+from .schedule import NUM_STEPS
+
+ReleaseName = Literal["mnist_loss", "mnist_error", "cifar10_loss", "cifar10_error", "cartpole"]
+Weights = Literal["ema", "raw"]
+KEYS: dict[Weights, str] = {"ema": "G_ema", "raw": "G"}
+SAMPLER: SamplerName = "published"
+LISTED = 3
+"""Names that a message gives of each kind of difference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """What a released file needs to be used, and does not say."""
+
+    task: str
+    """The learning problem here that judges such networks."""
+    prompted: str
+    objective: str
+    coefficient: float
+    """That networks were multiplied by."""
+    metric_range: tuple[float, float]
+    """From the best published prompt to a network that knows nothing."""
+    num_training_runs: int
+    per_unit: float = 1.0
+    """Its metric over ours: errors were percents."""
+
+
+RELEASES: dict[ReleaseName, Release] = {
+    "mnist_loss": Release(
+        task="mnist-mlp-v0",
+        prompted="validation_loss",
+        objective="min",
+        coefficient=4.185,
+        metric_range=(0.0, log(10)),
+        num_training_runs=10_228,
+    ),
+    "mnist_error": Release(
+        task="mnist-mlp-v0",
+        prompted="validation_error",
+        objective="min",
+        coefficient=4.185,
+        metric_range=(0.05, 0.9),
+        num_training_runs=10_228,
+        per_unit=100.0,
+    ),
+    "cifar10_loss": Release(
+        task="cifar-cnn-v0",
+        prompted="validation_loss",
+        objective="min",
+        coefficient=1.646,
+        metric_range=(1.2, log(10)),
+        num_training_runs=54_790,
+    ),
+    "cifar10_error": Release(
+        task="cifar-cnn-v0",
+        prompted="validation_error",
+        objective="min",
+        coefficient=1.646,
+        metric_range=(0.35, 0.9),
+        num_training_runs=54_790,
+        per_unit=100.0,
+    ),
+    "cartpole": Release(
+        task="isaacgym-cartpole",
+        prompted="validation_return",
+        objective="max",
+        coefficient=2.06,
+        metric_range=(0.0, 500.0),
+        num_training_runs=47_976,
+    ),
+}
+"""Of every released file; the policy of isaacgym-cartpole, 4-32-32-1 behind its log_std, has no task here."""
+
+
+def read_released(path: Path) -> dict[str, Any]:
+    """The content of a released file: {"G": state dict, "G_ema": state dict, ...}, mapped, not read.
+
+    Raises:
+        ValueError: no such file, not a torch checkpoint, or one with more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file {path}; expected a released checkpoint, like mnist_loss.pt")
+    try:
+        # weights_only: a pickle may run any code
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        text = " ".join(f"{error}".split())[:160]
+        raise ValueError(
+            f"{path} is no torch checkpoint of tensors alone ({text}); expected a released file as it is"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict with {_keys()}")
+    return content
+
+
+def state_of(path: Path, content: Mapping[str, Any], weights: Weights) -> dict[str, Tensor]:
+    """The state dict in a released file; a file that is a state dict itself is its own raw one.
+
+    Raises:
+        ValueError: it is not there; the message says what is.
+    """
+    state = content.get(KEYS[weights])
+    if state is None and content and all(isinstance(value, Tensor) for value in content.values()):
+        if weights != "raw":
+            raise ValueError(f"{path} is one state dict, not said to be averaged; take it with --weights raw")
+        state = content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(
+            f"{path} has no {KEYS[weights]!r} of tensors: it holds "
+            f"{', '.join(map(repr, list(content)[:LISTED])) or 'nothing'}; expected {_keys()}"
+        )
+    return dict(state)
+
+
+def differences(state: Mapping[str, Tensor], config: GptConfig) -> str:
+    """How names and shapes differ from those of a model; empty if they do not."""
+    expected, found = _shapes_of(config), {name: tuple(value.shape) for name, value in state.items()}
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} {found[name]} instead of {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    kinds = (("missing", missing), ("unknown", unknown), ("other shapes", shapes))
+    told = [
+        f"{len(names)} {kind} ({', '.join(names[:LISTED])}{', ...' * (len(names) > LISTED)})"
+        for kind, names in kinds
+        if names
+    ]
+    return "; ".join(told)
+
+
+def fitting(state: Mapping[str, Tensor]) -> list[ReleaseName]:
+    """The releases that a state dict has the names and shapes of."""
+    return [name for name in RELEASES if not differences(state, PRESETS[name])]
+
+
+def generator_of_released(path: Path, name: ReleaseName, weights: Weights = "ema") -> WeightGenerator:
+    """The generator that a released file makes, to be sampled as published.
+
+    Raises:
+        ValueError: as `read_released`, `state_of`, or names, shapes or numbers that are not of that release.
+    """
+    state, config = state_of(path, read_released(path), weights), PRESETS[name]
+    if told := differences(state, config):
+        others = fitting(state)
+        hint = f"it fits {' and '.join(others)}" if others else "it fits no released model"
+        raise ValueError(
+            f"{path} holds {len(state)} tensors, not the {len(_shapes_of(config))} of {name}; {hint}: {told}"
+        )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path}: {', '.join(broken[:LISTED])} holds NaN or infinity; fetch the file again")
+    release = RELEASES[name]
+    spec, axes = network_of(name)
+    coordinates = Coordinates(spec, Symmetry(spec, axes), {})
+    origin = Origin(
+        task=release.task,
+        prompted=release.prompted,
+        objective=release.objective,
+        zoo_sha256=sha256(path),
+        num_training_runs=release.num_training_runs,
+    )
+    scaling = published_scaling(release.coefficient, coordinates.Z, release.metric_range)
+    scaling = replace(scaling, metric_moments=(0.0, 1 / release.per_unit, 0.0, 1.0))
+    # what is cut at 2048 is cut nowhere: every tensor of cartpole's is one token, as published
+    size = {each: getattr(config, each) for each in ("chunk", "width", "depth", "heads", "mlp_ratio")}
+    assert coordinates.order.device.type == "cpu", "made here, and kept, rather than below"
+    with torch.device("meta"):  # no memory is touched twice
+        model = GptDenoiser(coordinates, DiTConfig(tokens="gpt", **size))
+    model.gpt.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    sampling = Sampling(steps=NUM_STEPS, sampler=SAMPLER)
+    model = model.eval().requires_grad_(False)
+    return WeightGenerator(origin, coordinates, scaling, model, sampling=sampling)
+
+
+def released_card(generator: WeightGenerator, name: ReleaseName, weights: Weights) -> str:
+    """README.md of an imported generator."""
+    origin, config = generator.origin, generator.model.config
+    low, high = generator.scaling.metric_range
+    return f"""# The published {name} model (Peebles et al. 2022), imported
+
+Given a network, its {origin.prompted} and a prompted one, it makes the updated network in one update.
+
+| | |
+|---|---|
+| task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
+| metric | {origin.prompted}, {origin.objective}; published prompts and starts from {low:.4g} to {high:.4g} |
+| model | Gpt, width {config.width}, depth {config.depth}, \
+{sum(p.numel() for p in generator.model.parameters()):,} parameters |
+| weights | {"their exponential moving average" if weights == "ema" else "the last ones, not averaged"} |
+| trained on | {origin.num_training_runs:,} runs of its authors, conditioned on test metrics |
+| sampling | {generator.sampling.steps:,} steps, {generator.sampling.sampler} |
+"""
+
+
+def network_of(name: ReleaseName) -> tuple[ParamSpec, dict[str, tuple[str | None, ...]]]:
+    """Names and shapes of the networks that a release makes, and the permutations of their units."""
+    if name == "cartpole":
+        axes: dict[str, tuple[str | None, ...]] = {
+            "log_std": (None,),
+            "actor.0.weight": ("P0", None),
+            "actor.0.bias": ("P0",),
+            "actor.2.weight": ("P1", "P0"),
+            "actor.2.bias": ("P1",),
+            "actor.4.weight": (None, "P1"),
+            "actor.4.bias": (None,),
+        }
+        return ParamSpec(tuple(axes), ((1,), (32, 4), (32,), (32, 32), (32,), (1, 32), (1,))), axes
+    net = MLP((784, 10, 10)) if name.startswith("mnist") else ConvNet()
+    return ParamSpec.of_module(net), net.axes_to_perm()
+
+
+def _shapes_of(config: GptConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in Gpt(config).state_dict().items()}
+
+
+def _keys() -> str:
+    return " and ".join(repr(key) for key in KEYS.values())

@@ -1,0 +1,231 @@
+"""The verdict of an audit, in words, with the numbers that carry it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .baselines import BASELINES
+from .frontier import AXES, Judged, Margin, Subjects, cloud_of, margin
+
+COPIES_ALLOWED = 0.05
+"""Share of copies, beyond what held-out runs have, from which on a generator copies."""
+NEARLY_COPIES = 0.4
+"""The same of the median distance, relative to that of held-out networks."""
+PARTLY_COPIES = 0.8
+BEYOND = 1.25
+SAME_MISTAKES = 0.95
+"""Wrong predictions in common, from which on two networks are one: a copy in other coordinates."""
+INSIDE_SPAN = 0.25
+"""Share outside the span of training networks, relative to that of held-out ones, that is as good as none."""
+
+
+def conclude(
+    numbers: dict[str, Any],
+    subjects: Subjects,
+    families: Mapping[str, Sequence[tuple[float, Judged]]],
+    quality: tuple[str, str],
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All numbers with the verdict, and the arrays behind the frontier.
+
+    Args:
+        numbers: of the distances, and what else is known.
+        subjects: as `audit.judge` found them.
+        families: by baseline its settings, each with what was found.
+        quality: the metric that stands for it, and whether it is "min" or "max" that is good.
+    """
+    made, held_out, finest = subjects
+    name, objective = quality
+    axes = ["weights"] if made.overlap.isnan().all() else list(AXES)
+    margins: dict[str, dict[str, Margin]] = {}
+    own: dict[str, dict[str, Margin]] = {}
+    for axis in axes:
+        clouds = {
+            key: [cloud_of(judged, axis, objective) for _, judged in settings]
+            for key, settings in families.items()
+        }
+        for subject, found in ((made, margins), (finest, own)):
+            found[axis] = {
+                key: margin(cloud_of(subject, axis, objective), family, seed=seed)
+                for key, family in clouds.items()
+            }
+    numbers = numbers | {
+        "quality_metric": name,
+        "quality_objective": objective,
+        "quality_generated": _mean(made.quality),
+        "quality_held_out": _mean(held_out.quality),
+        "quality_finest": _mean(finest.quality),
+        "overlap_most": _mean(made.overlap),
+        "overlap_most_held_out": _mean(held_out.overlap),
+        "overlap_nearest": _mean(made.overlap_nearest),
+        "overlap_nearest_held_out": _mean(held_out.overlap_nearest),
+        "same_mistakes_rate": _same_mistakes(made.overlap, held_out.overlap),
+        "off_span": _median(made.off_span),
+        "off_span_held_out": _median(held_out.off_span),
+        "novelty_axis": axes[0],
+    }
+    least = min(margins[axes[0]].items(), key=lambda item: item[1].value)
+    numbers |= {
+        "nearest_baseline": least[0],
+        "margin": _known(least[1].value),
+        "margin_low": _known(least[1].low),
+        "beats_every_baseline": all(each.low > 0 for each in margins[axes[0]].values()),
+    }
+    outcome, verdict = judgement(numbers, margins[axes[0]], own[axes[0]])
+    if (
+        outcome.startswith("no better")
+        and len(axes) > 1
+        and all(m.low > 0 for m in margins["weights"].values())
+    ):
+        verdict += " In weights alone they are ahead of every baseline that is as new."
+    passes = outcome == "generates"
+    result = {"outcome": outcome, "passes": passes, "verdict": verdict} | numbers
+    return result | {"margins": _table(margins), "margins_held_out": _table(own)}, _arrays(subjects, families)
+
+
+def judgement(
+    numbers: Mapping[str, Any], margins: Mapping[str, Margin], own: Mapping[str, Margin]
+) -> tuple[str, str]:
+    """(outcome in a word or some, verdict in a sentence or some).
+
+    A baseline counts if held-out networks, at their best, beat it beyond chance.
+    """
+    n = numbers
+    relative, ratio = n["relative_distance"], _ratio(n["off_span"], n["off_span_held_out"])
+    if n["broken"] > 0.5:
+        return "broken", f"Broken: {n['broken']:.0%} of the networks have no finite parameters or metrics."
+    copied = n["copy_rate"] > n["copy_rate_held_out"] + COPIES_ALLOWED
+    same = n["same_mistakes_rate"] is not None and n["same_mistakes_rate"] > COPIES_ALLOWED
+    if copied or same or relative < NEARLY_COPIES:
+        return "copies", (
+            f"Copies: {n['copy_rate']:.0%} of the networks are nearer to one training run than a third of "
+            f"the way to the next (held-out runs: {n['copy_rate_held_out']:.0%}), "
+            + (f"{n['same_mistakes_rate']:.0%} make the very mistakes of one, " if same else "")
+            + f"and their distance is {relative:.2f} times that of held-out runs."
+        )
+    if ratio is not None and ratio < INSIDE_SPAN:
+        return "recombines", (
+            f"Recombines: {n['off_span']:.2g} of a network lies outside the span of training networks, of "
+            f"held-out ones {n['off_span_held_out']:.2g}; it is an interpolation of what was trained."
+        )
+    lost = [key for key, each in margins.items() if is_lost(each, own[key])]
+    what = f"{n['quality_metric']} {n['quality_generated']:.3g}"
+    if lost:
+        worst = min(lost, key=lambda key: margins[key].value)
+        return f"no better than {worst}", (
+            f"No better than {_words(lost)}: the {what} is ahead of what {worst} reaches at equal novelty "
+            f"by {_interval(margins[worst])} only, where held-out networks are better by "
+            f"{'any amount' if math.isinf(own[worst].value) else _number(own[worst].value)}."
+        )
+    return "generates", _praise(n, what, margins, own)
+
+
+def is_lost(ours: Margin, theirs: Margin) -> bool:
+    """Whether networks are no better than a baseline that held-out networks, `theirs`, are better than.
+
+    All three beyond chance: held-out networks beat it, ours do not, and the difference of both. Noise on
+    training networks is as good as noise give or take chance, and must not pass by luck; nor must networks as
+    good as held-out ones fail by it, where these are hardly better.
+    """
+    if not theirs.low > 0 >= ours.low:
+        return False
+    if math.isinf(theirs.value):
+        return True
+    chance = math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+    return theirs.value - ours.value > chance
+
+
+def _praise(n: Mapping[str, Any], what: str, margins: Mapping[str, Margin], own: Mapping[str, Margin]) -> str:
+    relative = n["relative_distance"]
+    start = "Generates: the networks are new" if relative >= PARTLY_COPIES else "Generates, partly remembered"
+    text = f"{start}, {relative:.2f} times as far from training runs as held-out ones"
+    if relative > BEYOND:
+        text += ", perhaps off the region that training visits"
+    text += f" (copies: {n['copy_rate']:.0%}); "
+    unbeaten = [key for key, each in margins.items() if each.value <= 0]
+    unsure = [key for key, each in margins.items() if each.low <= 0 < each.value]
+    nearest = n["nearest_baseline"]
+    if not unbeaten and not unsure:
+        return text + (
+            f"with {what} they are better than every baseline that is as new, by "
+            f"{_interval(margins[nearest])} at least ({nearest})."
+        )
+    parts = []
+    if unsure:
+        parts.append(f"better than {_words(unsure)} only by {_interval(margins[unsure[0]])}, within chance")
+    if unbeaten:
+        parts.append(
+            f"no better than {_words(unbeaten)} at equal novelty ({_interval(margins[unbeaten[0]])}), which "
+            f"held-out networks are not either ({_interval(own[unbeaten[0]])})"
+        )
+    return text + f"with {what} they are " + "; ".join(parts) + "."
+
+
+def _words(names: Sequence[str]) -> str:
+    return ", ".join(_on_training(name) for name in names)
+
+
+def _on_training(name: str) -> str:
+    return "noise on training networks" if name == "noise" else f"{name} of training networks"
+
+
+def _interval(m: Margin) -> str:
+    if math.isinf(m.value):
+        return "any amount"
+    return f"{_number(m.value)} ({_number(m.low)} to {_number(m.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _known(value: float) -> float | None:
+    """None for the infinite margin over a baseline that is never as new."""
+    return value if math.isfinite(value) else None
+
+
+def _table(margins: Mapping[str, Mapping[str, Margin]]) -> dict[str, dict[str, list[float | None]]]:
+    return {axis: {key: [*map(_known, each)] for key, each in of.items()} for axis, of in margins.items()}
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None
+
+
+def _mean(values: Tensor) -> float | None:
+    kept = values[values.isfinite()].double()
+    return float(kept.mean()) if len(kept) else None
+
+
+def _median(values: Tensor) -> float | None:
+    kept = values[values.isfinite()].double()
+    return float(kept.median()) if len(kept) else None
+
+
+def _same_mistakes(made: Tensor, held_out: Tensor) -> float | None:
+    """Share of networks that have more mistakes in common with one training network than any held-out one."""
+    if made.isnan().all():
+        return None
+    least = max(SAME_MISTAKES, float(held_out.nan_to_num(0).max()) + 1e-6)
+    return float((made >= least).double().mean())
+
+
+FIELDS = ("quality", "distance", "overlap", "off_span", "overlap_nearest")
+
+
+def _arrays(subjects: Subjects, families: Mapping[str, Sequence[tuple[float, Judged]]]) -> dict[str, Tensor]:
+    """{"made/quality": (K,), ..., "noise/quality": (settings, n), "noise/settings": (settings,)}."""
+    arrays = {
+        f"{key}/{name}": getattr(judged, name)
+        for key, judged in subjects._asdict().items()
+        for name in FIELDS
+    }
+    for key in BASELINES:
+        if settings := families.get(key):
+            arrays[f"{key}/settings"] = torch.tensor([setting for setting, _ in settings])
+            for name in ("quality", "distance", "overlap"):
+                arrays[f"{key}/{name}"] = torch.stack([getattr(judged, name) for _, judged in settings])
+    return arrays

@@ -1,0 +1,168 @@
+"""Released files: loaded strictly, refused in words, and the same model afterwards; here of small models."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ckpt_factory.tasks.base import seeded
+from generator.artefact import WeightGenerator
+from generator.gpt import PRESETS, Gpt
+from generator.gpt.released import (
+    RELEASES,
+    fitting,
+    generator_of_released,
+    network_of,
+    read_released,
+    released_card,
+    state_of,
+)
+from generator.gpt.schedule import respaced
+
+from ..conftest import randomise
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The releases are up to 2.6 GB; these have their tokens and are narrow."""
+    for name in RELEASES:
+        small = replace(PRESETS[name], width=8, depth=1, heads=2)
+        monkeypatch.setitem(PRESETS, name, small)
+
+
+def small_gpt(name: str, seed: int = 0) -> Gpt:
+    model = Gpt(PRESETS[name])
+    randomise(model, seed=seed)
+    return model
+
+
+def write(path: Path, name: str, change: Callable[[dict[str, Any]], Any] = lambda content: content) -> Gpt:
+    """A file as the published training writes it, with optimizer; returns its averaged model."""
+    raw, averaged = small_gpt(name, seed=1), small_gpt(name, seed=2)
+    optimizer = torch.optim.AdamW(raw.parameters())
+    content = {"G": raw.state_dict(), "optim": optimizer.state_dict(), "G_ema": averaged.state_dict()}
+    torch.save(change(content), path)
+    return averaged
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_an_imported_generator_says_what_the_released_model_says(name: str, tmp_path: Path) -> None:
+    """Through file, artefact and folder: theta* of the published units, of one step from noise."""
+    averaged = write(tmp_path / "file.pt", name)
+    made = generator_of_released(tmp_path / "file.pt", name)
+    made.save(tmp_path / "out", training={}, card=released_card(made, name, "ema"))
+    loaded, release = WeightGenerator.load(tmp_path / "out"), RELEASES[name]
+    theta = 0.1 * torch.randn(2, PRESETS[name].D, generator=seeded(0))
+    metric, prompt = torch.tensor([0.9, 0.8]), torch.tensor([0.5, 0.4])
+    updated = loaded.update(theta, metric, prompt, rng=seeded(1), steps=1)
+
+    noise = loaded.coordinates.decode_update(torch.randn(2, made.coordinates.Z, generator=seeded(1)))
+    start, step = release.coefficient * theta, torch.full((2,), 999.0)
+    noised = noise + torch.cos(torch.pi / 2 * respaced(1)[0]).float() * start
+    factor = 100 if name.endswith("error") else 1
+    expected = averaged(noised, step, start, factor * metric, factor * prompt) / release.coefficient
+    # float32 of values up to 5, and errors times 100 in sines of up to 1.5 million radians, exact for both
+    torch.testing.assert_close(updated, expected, rtol=1e-3, atol=1e-3)
+    assert loaded.origin.prompted == release.prompted
+    assert loaded.sampling.steps == 1000
+
+
+def test_the_networks_are_those_of_the_tasks() -> None:
+    for name in RELEASES:
+        spec, axes = network_of(name)
+        assert spec.sizes == PRESETS[name].sizes
+        assert set(axes) == set(spec.names)
+
+
+def test_raw_weights_are_the_other_ones(tmp_path: Path) -> None:
+    write(tmp_path / "file.pt", "cartpole")
+    raw, averaged = (
+        generator_of_released(tmp_path / "file.pt", "cartpole", which).model.state_dict()
+        for which in ("raw", "ema")
+    )
+    for model, seed in ((raw, 1), (averaged, 2)):
+        expected = small_gpt("cartpole", seed=seed).state_dict()
+        assert all(torch.equal(model[f"gpt.{key}"], value) for key, value in expected.items())
+
+
+def test_a_bare_state_dict_is_taken_as_raw_weights_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    write(path, "cartpole", lambda content: content["G"])
+    assert len(state_of(path, read_released(path), "raw")) == len(small_gpt("cartpole").state_dict())
+    with pytest.raises(ValueError, match="not said to be averaged; take it with --weights raw"):
+        generator_of_released(path, "cartpole")
+
+
+def test_shapes_say_which_release_a_file_is(tmp_path: Path) -> None:
+    for name, fits in (("cartpole", ["cartpole"]), ("mnist_error", ["mnist_loss", "mnist_error"])):
+        write(tmp_path / "file.pt", name)
+        state = state_of(tmp_path / "file.pt", read_released(tmp_path / "file.pt"), "ema")
+        assert fitting(state) == fits
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+def poisoned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state["decoder.ln_f.bias"][0] = torch.nan
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: {"G": c["G"], "epoch": 3}, "has no 'G_ema' of tensors: it holds 'G', 'epoch'; expected"),
+        (lambda c: c | {"G_ema": 3}, "has no 'G_ema' of tensors"),
+        (lambda c: {}, "it holds nothing"),
+        (lambda c: [1, 2], "holds a list; expected a dict with 'G_ema' and 'G'"),
+        (
+            lambda c: c | {"G_ema": renamed(c["G_ema"])},
+            r"47 tensors, not the 47 of cartpole; it fits no released model: 47 missing \(decoder.pos_emb, .*"
+            r"47 unknown \(module.decoder.pos_emb, .*, \.\.\.\)",
+        ),
+        (
+            lambda c: c | {"G_ema": c["G_ema"] | {"decoder.pos_emb": torch.zeros(1, 26, 8)}},
+            r": 1 other shapes \(decoder.pos_emb \(1, 26, 8\) instead of \(1, 18, 8\)\)",
+        ),
+        (lambda c: c | {"G_ema": poisoned(c["G_ema"])}, "decoder.ln_f.bias holds NaN or infinity"),
+    ],
+)
+def test_what_differs_is_said(change: Callable, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "file.pt", "cartpole", change)
+    with pytest.raises(ValueError, match=words):
+        generator_of_released(tmp_path / "file.pt", "cartpole")
+
+
+def test_another_release_is_recognised(tmp_path: Path) -> None:
+    write(tmp_path / "file.pt", "cifar10_loss")
+    with pytest.raises(ValueError, match="of mnist_loss; it fits cifar10_loss and cifar10_error: "):
+        generator_of_released(tmp_path / "file.pt", "mnist_loss")
+
+
+class Code:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_files_with_code_are_refused_without_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"G_ema": Code()}, "zip.pt")
+    Path("plain.pt").write_bytes(pickle.dumps({"G_ema": Code()}, protocol=2))
+    Path("cut.pt").write_bytes(Path("zip.pt").read_bytes()[:-30])
+    Path("text.pt").write_text("no checkpoint")
+    Path("empty.pt").touch()
+    for name in ("zip", "plain", "cut", "text", "empty"):
+        with pytest.raises(ValueError, match=f"{name}.pt is no torch checkpoint of tensors alone") as caught:
+            read_released(Path(f"{name}.pt"))
+        assert "\n" not in str(caught.value)
+    assert not Path("ran").exists()
+    with pytest.raises(ValueError, match=r"no file nowhere.pt"):
+        read_released(Path("nowhere.pt"))

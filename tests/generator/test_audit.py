@@ -1,0 +1,190 @@
+"""The audit catches what copies, recombines or blurs training networks, and lets fresh SGD networks pass."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ckpt_factory import RunPlan, Task
+from ckpt_factory.tasks.base import seeded
+from ckpt_factory.train import Rows
+from ckpt_factory.zoo import Zoo
+from generator.artefact import WeightGenerator
+from generator.audit import (
+    AuditSettings,
+    Subject,
+    audit_networks,
+    relative_distances,
+    subject_of_grid,
+    yardsticks,
+)
+from generator.baselines import BASELINES
+from generator.evaluate import held_out_runs, prompt_grid
+from generator.rebasin import align
+from tests.conftest import write_zoo
+
+NUM_TRAINING, NUM = 16, 8
+FEW = AuditSettings(baseline_networks=8, pool_runs=8)
+
+
+@pytest.fixture(scope="module")
+def zoo(digits: Task, tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """32 runs of 150 steps in two shards, the first 16 of them training runs."""
+    plan = RunPlan(num_steps=150, batch_size=(32,), num_checkpoints=12)
+    return write_zoo(tmp_path_factory.mktemp("audit") / "zoo", digits, plan, num_runs=32, stack_size=16)
+
+
+@pytest.fixture(scope="module")
+def held_out(zoo: Zoo) -> Rows:
+    """Eight of the runs that nobody trained on; the other eight stand for a perfect generator."""
+    rows = zoo.read_unit(1)
+    metrics = {name: values[:NUM] for name, values in rows.metrics.items()}
+    return Rows(rows.run_ids[:NUM], rows.steps[:NUM], rows.theta[:NUM], metrics)
+
+
+def subject_of(task: Task, theta: Tensor) -> Subject:
+    metric = task.evaluate(theta, "validation")["loss"]
+    return Subject(theta, metric, NUM_TRAINING, len(theta))
+
+
+def fresh(zoo: Zoo) -> Tensor:
+    return zoo.read_unit(1).theta[NUM:, -1]
+
+
+def trained(zoo: Zoo) -> Tensor:
+    return zoo.read_unit(0).theta[:NUM, -1]
+
+
+def audited(
+    task: Task, zoo: Zoo, held_out: Rows, theta: Tensor, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return audit_networks(subject_of(task, theta), held_out, zoo, task, replace(FEW, **settings))
+
+
+def test_fresh_sgd_networks_pass(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    result, arrays = audited(digits, zoo, held_out, fresh(zoo))
+    assert result["outcome"] == "generates", result["verdict"]
+    assert result["passes"]
+    assert result["copy_rate"] == 0
+    # Runs of one kind are as far from the training runs as others of this kind: within a few per cent.
+    assert result["distance_ratio"] == pytest.approx(1, abs=0.1)
+    assert result["off_span"] == pytest.approx(result["off_span_held_out"], rel=0.1)
+    assert len(arrays["noise/settings"]) == len(BASELINES["noise"].settings)
+    written = safetensors.torch.save({name: array.contiguous() for name, array in arrays.items()})
+    assert written, "a file refuses arrays that share memory"
+
+
+def test_permuted_training_checkpoints_are_copies(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = trained(zoo)
+    moved = digits.symmetry.apply(theta, digits.symmetry.random(NUM, rng=seeded(1)))
+    result, _ = audited(digits, zoo, held_out, moved)
+    assert (result["outcome"], result["passes"]) == ("copies", False)
+    assert result["copy_rate"] == result["near_rate"] == 1
+    assert result["relative_distance"] < 1e-2
+    assert result["overlap_nearest"] == 1
+    assert result["same_mistakes_rate"] == 1
+    assert result["verdict"].startswith("Copies: 100%")
+
+
+def test_copies_of_checkpoints_between_those_looked_at_first_are_found(
+    digits: Task, zoo: Zoo, held_out: Rows
+) -> None:
+    """Every checkpoint of two runs, of which a search looks at nine of twelve before it knows where."""
+    theta = zoo.read_unit(0).theta[[3, 11]].flatten(0, 1)
+    result, _ = audited(digits, zoo, held_out, theta)
+    assert result["outcome"] == "copies"
+    assert result["distance_generated"] < 1e-2
+    # the initialisation and the first step are hardly apart, but of one run
+    assert result["copy_rate"] == 1
+
+
+def test_a_few_copies_among_fresh_networks_are_enough(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = torch.cat([fresh(zoo)[:6], trained(zoo)[:2]])
+    result, _ = audited(digits, zoo, held_out, theta)
+    assert result["outcome"] == "copies"
+    assert result["copy_rate"] == 0.25
+
+
+def test_rescaled_copies_are_betrayed_by_their_mistakes(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    """ReLU units may be scaled, which no distance of weights undoes: the function is the same to the bit."""
+    rows = zoo.read_unit(0)
+    best = rows.theta[torch.arange(16), rows.metrics["validation_loss"].argmin(1)]
+    params = digits.spec.unflatten(best[::2])
+    for name, factor in (("fc1.weight", 8.0), ("fc1.bias", 8.0), ("fc2.weight", 0.125)):
+        params[name] = params[name] * factor
+    result, _ = audited(digits, zoo, held_out, digits.spec.flatten(params), pool_runs=16)
+    assert result["copy_rate"] == 0
+    assert result["same_mistakes_rate"] == 1
+    assert (result["outcome"], result["passes"]) == ("copies", False)
+
+
+def test_noise_on_training_networks_does_not_pass(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = trained(zoo)
+    for sigma in (0.1, 0.5):
+        noisy = theta + sigma * theta.std() * torch.randn(theta.shape, generator=seeded(2))
+        result, _ = audited(digits, zoo, held_out, noisy)
+        assert not result["passes"], result["verdict"]
+
+
+def test_means_of_training_networks_lie_in_their_span(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = trained(zoo)
+    middle = (theta + align(digits.spec, digits.symmetry, theta, theta.roll(1, 0))) / 2
+    result, _ = audited(digits, zoo, held_out, middle, pool_runs=16)
+    assert (result["outcome"], result["passes"]) == ("recombines", False)
+    assert result["copy_rate"] == 0
+    assert result["off_span"] < 1e-3 < result["off_span_held_out"]
+
+
+def test_networks_without_numbers_are_counted_and_left_out(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = fresh(zoo).clone()
+    theta[:5] = torch.nan
+    result, _ = audited(digits, zoo, held_out, theta)
+    assert (result["outcome"], result["networks"], result["broken"]) == ("broken", 3, 0.625)
+    with pytest.raises(ValueError, match="0 networks with finite parameters"):
+        audited(digits, zoo, held_out, theta[:5])
+
+
+def test_the_same_seed_gives_the_same_numbers(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    (first, _), (again, _), (other, _) = (
+        audited(digits, zoo, held_out, fresh(zoo), seed=seed, baseline_networks=2, pool_runs=3)
+        for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first["margins"] != other["margins"]
+
+
+def test_yardsticks_are_held_out_checkpoints_of_equal_metric(held_out: Rows) -> None:
+    metric = torch.tensor([0.5, 2.0, 1.0, 0.1] * 3)  # more networks than runs: they come round again
+    found = yardsticks(held_out, "validation_loss", metric)
+    for q, value in enumerate(metric):
+        curve = held_out.metrics["validation_loss"][q % NUM]
+        best = min(range(len(curve)), key=lambda j: abs(float(curve[j] - value)))
+        assert torch.equal(found[q], held_out.theta[q % NUM, best])
+
+
+def test_relative_distances_know_no_difference_between_metrics() -> None:
+    """Distances that grow with the metric, of both sides alike: all are as far as their yardsticks."""
+    metric = torch.linspace(0, 1, 40)
+    ours, theirs = relative_distances(0.5 * (1 + metric), 1 + metric, metric)
+    # the level is a median over neighbours in metric, of which the outermost have them on one side alone
+    torch.testing.assert_close(ours, torch.full((40,), 0.5), rtol=0.1, atol=0)
+    torch.testing.assert_close(theirs, torch.ones(40), rtol=0.1, atol=0)
+
+
+def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
+    digits: Task, digits_zoo: Zoo, generator: WeightGenerator
+) -> None:
+    start = held_out_runs(digits_zoo, generator, 5).theta[:, 0]
+    grid = prompt_grid(generator, digits, start, seed=0, num_prompts=3, steps=1)
+    subject = subject_of_grid(generator, grid, start, most=4, seed=0)
+    assert subject.num_best == 4
+    assert torch.equal(subject.theta[:4], grid["theta"][:4, 0])
+    assert torch.equal(subject.theta[4:], grid["theta"][range(4), [1, 2, 1, 2]])
+    assert torch.equal(subject.start, torch.cat([start[:4], start[:4]]))
+    obedient = grid | {"test_loss": grid["prompts"]}
+    numbers = subject_of_grid(generator, obedient, start, most=4, seed=0).numbers
+    assert numbers["prompt_alignment"] == pytest.approx(1)
+    assert numbers["shuffled_prompt_alignment"] < 0
