@@ -94,15 +94,17 @@ class TuneConfig(GeneratorConfig):
 
     def _refuse_what_has_no_effect(self) -> None:
         model, plain = self.training.model, DiTConfig()
+        every = tuple((t.report_every, t.checkpoint_every) for t in (self.training, TrainConfig()))
         for swept, names, given, default in (
             ("sizes", "width, depth and heads", *((m.width, m.depth, m.heads) for m in (model, plain))),
             ("learning_rates", "lr", self.training.lr, TrainConfig.lr),
             ("token_kinds", "tokens", model.tokens, plain.tokens),
+            ("num_reports", "report_every and checkpoint_every", *every),
         ):
             if getattr(self, swept) and given != default:
                 raise ValueError(
-                    f"{names} {given} with {swept} {getattr(self, swept)}, which say that already; give one "
-                    "of them"
+                    f"{names} {given} with {swept} {getattr(self, swept)}, which say that already; give the "
+                    "latter alone"
                 )
 
     @property

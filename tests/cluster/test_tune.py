@@ -57,6 +57,7 @@ def rates(zoo: Zoo, out: Path, **changes: object) -> TuneConfig:
         ({"moments": 8}, "moments is 8; trials are judged without"),
         ({"sizes": ("1M",), "training": TrainConfig(model=DiTConfig(depth=2))}, "width, depth and heads"),
         ({"learning_rates": (1e-3,), "training": TrainConfig(lr=1e-2)}, "lr 0.01 with learning_rates"),
+        ({"training": TrainConfig(report_every=7)}, r"report_every and checkpoint_every \(7, 1000\) with"),
         ({"held_out": 2.0}, "held_out is 2.0"),
     ],
 )
