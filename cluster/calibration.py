@@ -1,20 +1,18 @@
 """Calibrating a generator's prompts, as one remote call: after its training, or later."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
-from generator.artefact import CONFIG, WeightGenerator
+from generator.artefact import WeightGenerator
 from generator.calibration import calibrate
-from generator.card import model_card
+from generator.card import save_changed
 from generator.conditioning import Calibration
 from generator.evaluate import training_starts
 from generator.samplers import SamplerName, Trajectory
@@ -55,16 +53,10 @@ class CalibrateConfig:
 
 @ray.remote(num_cpus=1)
 def calibrated_remotely(
-    parts: tuple[dict[str, Any], dict[str, Tensor]],
-    state: dict[str, Tensor],
-    data_root: Path | None,
-    path: Path,
-    num_starts: int,
-    seed: int,
+    generator: WeightGenerator, path: Path, data_root: Path | None, num_starts: int, seed: int
 ) -> Calibration | None:
     torch.set_num_threads(1)
-    zoo, generator = Zoo.open(path), WeightGenerator.from_parts(*parts)
-    generator.model.load_state_dict(state)
+    zoo = Zoo.open(path)
     starts = training_starts(zoo, generator.origin.num_training_runs, num_starts)
     task = make(zoo.header.task, data_root=data_root)
     return calibrate(generator, task, starts, rng=torch.Generator().manual_seed(seed))
@@ -74,9 +66,7 @@ def calibrated(
     generator: WeightGenerator, zoo: Zoo, data_root: Path | None, num_starts: int, seed: int
 ) -> Calibration | None:
     """What the generator has to be asked for, measured on the connected cluster."""
-    state = generator.model.state_dict()
-    args = generator.to_parts(), state, data_root, zoo.path, num_starts, seed
-    (found,) = ray.get([calibrated_remotely.remote(*args)])
+    (found,) = ray.get([calibrated_remotely.remote(generator, zoo.path, data_root, num_starts, seed)])
     return found
 
 
@@ -91,13 +81,13 @@ def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
             f"all networks that the generator in {config.generator} makes are broken, whatever it is asked "
             "for: train it longer"
         )
-    training = json.loads((config.generator / CONFIG).read_text())["training"]
-    generator = replace(plain, calibration=found)
-    generator.save(config.out, training=training, card=model_card(generator, training))
+    save_changed(replace(plain, calibration=found), config.generator, config.out)
+    least, largest = float(found.got[0]), float(found.got[-1])
+    maximised = generator.origin.objective == "max"
     return {
         "stretch": found.stretch,
-        "worst": float(found.got[0] if generator.origin.objective == "max" else found.got[-1]),
-        "best": float(found.got[-1] if generator.origin.objective == "max" else found.got[0]),
+        "worst": least if maximised else largest,
+        "best": largest if maximised else least,
         "starts": config.starts,
     }
 
@@ -106,11 +96,7 @@ def _own(config: CalibrateConfig) -> WeightGenerator:
     """The generator with the sampling that is asked for as its own."""
     generator = WeightGenerator.load(config.generator)
     sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
-    if sampling.needs_moments and generator.moments is None:
-        raise ValueError(
-            f"sampler {sampling.sampler} on an {sampling.trajectory} trajectory needs to know how uncertain "
-            "the generator's predictions are; measure it first, with `theta moments`"
-        )
+    generator.check_sampling(sampling)
     return replace(generator, sampling=sampling)
 
 

@@ -15,8 +15,8 @@ from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, coordinates_of_parts
-from generator.hole import without_hole
 from generator.pairs import Runs
+from generator.reading import encoded
 
 RUNS_PER_BATCH = 64
 
@@ -81,9 +81,8 @@ def read_runs(row: dict[str, Any], *, zoo_path: Path, parts: Any) -> list[dict[s
     zoo = Zoo.open(zoo_path)
     rows = zoo.read_unit(row["unit"], [row["group"]])
     kept = rows.run_ids < fields["origin"]["num_training_runs"]
-    theta = rows.theta[kept].float()
-    z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-    runs = without_hole(Runs(z, rows.metrics[zoo.header.prompted][kept]), fields["origin"]["hole"])
+    metric, hole = rows.metrics[zoo.header.prompted][kept], fields["origin"]["hole"]
+    runs = encoded(coordinates, rows.theta[kept], metric, hole)
     return [{"z": z.numpy(), "metric": metric.numpy()} for z, metric in zip(*runs, strict=True)]
 
 

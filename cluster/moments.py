@@ -1,19 +1,17 @@
 """Measuring what analytic samplers need to know of a generator, as one remote call."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
 from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
 from generator.analytic import Moments
-from generator.artefact import CONFIG, WeightGenerator
-from generator.card import model_card
+from generator.artefact import WeightGenerator
+from generator.card import save_changed
 from generator.uncertainty import TIMES, measure_moments
 
 from .belongs import check_belongs
@@ -44,23 +42,14 @@ class MomentsConfig:
 
 
 @ray.remote(num_cpus=1)
-def measured_remotely(
-    parts: tuple[dict[str, Any], dict[str, Tensor]],
-    state: dict[str, Tensor],
-    path: Path,
-    num_pairs: int,
-    seed: int,
-) -> Moments:
+def measured_remotely(generator: WeightGenerator, path: Path, num_pairs: int, seed: int) -> Moments:
     torch.set_num_threads(1)
-    generator = WeightGenerator.from_parts(*parts)
-    generator.model.load_state_dict(state)
     return measure_moments(generator, Zoo.open(path), num_pairs=num_pairs, seed=seed)
 
 
 def measured(generator: WeightGenerator, zoo: Zoo, num_pairs: int, seed: int) -> Moments:
     """How uncertain a generator's predictions are, measured on the connected cluster."""
-    state = generator.model.state_dict()
-    (found,) = ray.get([measured_remotely.remote(generator.to_parts(), state, zoo.path, num_pairs, seed)])
+    (found,) = ray.get([measured_remotely.remote(generator, zoo.path, num_pairs, seed)])
     return found
 
 
@@ -69,9 +58,7 @@ def add_moments(config: MomentsConfig) -> dict[str, Any]:
     generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
     check_belongs(generator, zoo)
     moments = measured(generator, zoo, config.pairs, config.seed)
-    training = json.loads((config.generator / CONFIG).read_text())["training"]
-    generator = replace(generator, moments=moments)
-    generator.save(config.out, training=training, card=model_card(generator, training))
+    save_changed(replace(generator, moments=moments), config.generator, config.out)
     missed = {kind: moments.covariance(kind, moments.times[-1:]) for kind in ("analytic", "extended")}
     names = generator.coordinates.spec.names
     return {

@@ -1,7 +1,10 @@
 """Progress of long work: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -82,3 +85,22 @@ def say(text: str, *, label: str = "", style: str = "yellow") -> None:
     """One line for the user, beside the progress bars; a label like "warning" stands before it in colour."""
     line = Text.assemble((f"{label}: ", style), text) if label else Text(text)
     console.print(line, soft_wrap=True)
+
+
+@contextmanager
+def followed(bar: ProgressBar, update: Callable[[ProgressBar], None], every_s: float) -> Iterator[None]:
+    """Shows a bar while the block runs, and updates it from a thread every few seconds."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(every_s):
+            update(bar)
+
+    with bar:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()

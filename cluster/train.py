@@ -17,8 +17,8 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory import make
-from ckpt_factory.files import check_same, check_writable, write_text
-from ckpt_factory.zoo import HEADER, Zoo, sha256
+from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, Origin, WeightGenerator
 from generator.card import model_card
 from generator.coordinates import Coordinates
@@ -36,10 +36,11 @@ from .data import name_of, partition, stream_runs, training_datasets
 from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
+from .requests import REQUEST, check_held, wanted_of
 from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log, resume_log
 
-RAY_FOLDER, STATE, REQUEST = "ray_train", "state.pt", "request.json"
+RAY_FOLDER, STATE = "ray_train", "state.pt"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
@@ -226,9 +227,20 @@ def fit(
         say(f"calibrating prompts on {config.calibrate} training initialisations")
         found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
         generator = replace(generator, calibration=found)
+    metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
+    metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
+    generator.save(config.out, training=metrics, card=model_card(generator, metrics))
+    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
+    return metrics
+
+
+def _metrics(
+    config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, state: dict[str, Any]
+) -> dict[str, Any]:
+    """What a finished training was."""
     curve = read_log(config.out / LOG)
     pairs = int(state["step"]) * config.training.batch_size * config.num_workers
-    metrics = {
+    return {
         "steps": int(state["step"]),
         "pairs": pairs,
         "train_s": float(state["elapsed_s"]),
@@ -238,12 +250,7 @@ def fit(
         "parameters": sum(p.numel() for p in generator.model.parameters()),
         "training_runs": generator.origin.num_training_runs,
         "held_out_runs": zoo.header.num_runs - generator.origin.num_training_runs,
-        "wall_s": time.monotonic() - started,
     }
-    metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
-    generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
-    return metrics
 
 
 def _loads(folder: Path) -> bool:
@@ -273,28 +280,15 @@ def _claim(config: GeneratorConfig, zoo: Zoo) -> GeneratorConfig:
     Returns:
         The config with its precision decided, once, for all workers and for a resumed training alike.
     """
-    ignored = ("zoo", "out", "data_root")
-    wanted = {
-        key: value
-        for key, value in json.loads(json.dumps(asdict(config), default=str)).items()
-        if key not in ignored
-    }
-    wanted |= {"zoo_header": sha256(zoo.path / HEADER), "shards": len(zoo.finished_units())}
-    path = config.out / REQUEST
+    wanted, path = wanted_of(config, zoo), config.out / REQUEST
     if not path.exists():
         shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # states of a training that nobody knows
         precision = config.training.precision
         if precision == "auto":
             precision = "bfloat16" if config.use_gpu else faster_precision(config.training.model.width)
         write_text(path, json.dumps(wanted | {"precision_used": precision}, indent=2) + "\n")
-    try:
-        held = json.loads(path.read_text())
-        held, wanted = held | held.pop("training"), wanted | wanted.pop("training")
-        precision = held["precision_used"]
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the folder, or give another --out") from None
-    check_same(f"{config.out} holds another training", held, wanted)
-    return replace(config, training=replace(config.training, precision=precision))
+    held = check_held(path, wanted, "another training", also="precision_used")
+    return replace(config, training=replace(config.training, precision=held["precision_used"]))
 
 
 COMMAND = Command(

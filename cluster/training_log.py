@@ -1,9 +1,7 @@
 """The training log: what workers report, as lines that the progress bar, the report and a resume read."""
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from ray.train import UserCallback
 
 from ckpt_factory.files import write_text
 
-from .progress import ProgressBar, say
+from .progress import ProgressBar, followed, say
 
 LOG = "training.jsonl"
 
@@ -49,23 +47,13 @@ def resume_log(folder: Path, saved: int | None) -> None:
     write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
-@contextmanager
-def following(log: Path) -> Iterator[None]:
+def following(log: Path) -> AbstractContextManager[None]:
     """A bar that follows the training log while the block runs."""
-    stop = threading.Event()
 
-    def follow(bar: ProgressBar) -> None:
-        while not stop.wait(1.0):
-            if entries := read_log(log):
-                last = entries[-1]
-                note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
-                bar.update(100 * last["progress"], note)
+    def update(bar: ProgressBar) -> None:
+        if entries := read_log(log):
+            last = entries[-1]
+            note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
+            bar.update(100 * last["progress"], note)
 
-    with ProgressBar("train", 100, "%") as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    return followed(ProgressBar("train", 100, "%"), update, every_s=1.0)

@@ -8,9 +8,7 @@ import math
 import os
 import pickle
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,20 +19,21 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 from rich.table import Table
 
-from ckpt_factory.files import check_same, write_text
-from ckpt_factory.zoo import HEADER, Zoo, sha256
+from ckpt_factory.files import write_text
+from ckpt_factory.zoo import Zoo
 from generator.evaluate import training_checkpoints
 from generator.sweep import Status, Trial, scaling_laws
 from generator.sweep_page import sweep_page, sweep_picture
 
 from . import train
 from .command import Command
-from .progress import ProgressBar, say
+from .progress import ProgressBar, followed, say
+from .requests import REQUEST, check_held, wanted_of
 from .sweeps import PRESETS, TuneConfig
 from .training_log import LOG, read_log
 from .trials import RESULT, Judge, Point, read_trial, trainable
 
-REQUEST, TUNE_FOLDER = "request.json", "ray_tune"
+TUNE_FOLDER = "ray_tune"
 METRIC = "held_out_loss"
 GRACE, FACTOR, LAST = 0.1, 3, 0.5
 """ASHA looks at trials after a tenth of their training, goes on with one in three of them, and so on up to
@@ -215,44 +214,25 @@ def _show(trials: list[Trial]) -> None:
 
 def _claim(config: TuneConfig, zoo: Zoo) -> None:
     """Note in `out` which sweep it holds, or refuse a folder that holds another."""
-    wanted = json.loads(json.dumps(asdict(config), default=str))
-    for name in ("zoo", "out", "data_root"):
-        del wanted[name]
-    wanted |= {"zoo_header": sha256(zoo.path / HEADER), "shards": len(zoo.finished_units())}
-    path = config.out / REQUEST
+    wanted, path = wanted_of(config, zoo), config.out / REQUEST
     if not path.exists():
         write_text(path, json.dumps(wanted, indent=2) + "\n")
-    try:
-        held = json.loads(path.read_text())
-        held, wanted = held | held.pop("training"), wanted | wanted.pop("training")
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the folder, or give another --out") from None
-    check_same(f"{config.out} holds another sweep", held, wanted)
+    check_held(path, wanted, "another sweep")
 
 
-@contextmanager
-def _following(config: TuneConfig) -> Iterator[None]:
+def _following(config: TuneConfig) -> AbstractContextManager[None]:
     """A bar that follows the folders of the trials while the block runs."""
-    stop = threading.Event()
 
-    def follow(bar: ProgressBar) -> None:
-        while not stop.wait(2.0):
-            finished, under_way = 0, 0.0
-            for folder in (config.out / "trials").glob("*"):
-                if (folder / RESULT).exists():
-                    finished += 1
-                elif entries := read_log(folder / LOG):
-                    under_way += float(entries[-1]["progress"])
-            bar.update(finished + under_way, f"{finished} finished")
+    def update(bar: ProgressBar) -> None:
+        finished, under_way = 0, 0.0
+        for folder in (config.out / "trials").glob("*"):
+            if (folder / RESULT).exists():
+                finished += 1
+            elif entries := read_log(folder / LOG):
+                under_way += float(entries[-1]["progress"])
+        bar.update(finished + under_way, f"{finished} finished")
 
-    with ProgressBar("tune", config.total, "trials") as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    return followed(ProgressBar("tune", config.total, "trials"), update, every_s=2.0)
 
 
 def _run(config: TuneConfig) -> tuple[dict[str, Any], Path, int]:

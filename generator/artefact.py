@@ -211,17 +211,27 @@ class WeightGenerator:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Refuse a sampling that needs to know what was not measured of this generator.
+
+        Raises:
+            ValueError: its sampler or its trajectory needs moments, and there are none.
+        """
+        if not sampling.needs_moments or self.moments is not None:
+            return
+        by_sampler = SAMPLERS[sampling.sampler].covariance
+        what = f"sampler {sampling.sampler!r}" if by_sampler else f"an {sampling.trajectory} trajectory"
+        raise ValueError(
+            f"{what} needs to know how uncertain the generator's predictions are: measure it with "
+            "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
+        )
+
     def _plan(self, sampling: Sampling) -> tuple[Float[Tensor, " T"], dict[str, Covariance]]:
         """The times of a sampling, and what its sampler has to know beside the denoiser."""
         moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
-        if not sampling.needs_moments:
+        self.check_sampling(sampling)
+        if moments is None or not sampling.needs_moments:
             return self.model.timesteps(sampling.steps), {}
-        if moments is None:
-            what = f"sampler {sampling.sampler!r}" if kind else f"an {sampling.trajectory} trajectory"
-            raise ValueError(
-                f"{what} needs to know how uncertain the generator's predictions are: measure it with "
-                "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
-            )
         optimal = sampling.trajectory == "optimal"
         times = (
             optimal_trajectory(moments, sampling.steps) if optimal else self.model.timesteps(sampling.steps)
@@ -278,7 +288,7 @@ class WeightGenerator:
         calibration = None
         if f"{CALIBRATION}/asked" in tensors:
             asked, got = (tensors[f"{CALIBRATION}/{name}"] for name in ("asked", "got"))
-            calibration = Calibration(asked, got, fields.get("stretch", 1.0))
+            calibration = Calibration(asked, got, fields["stretch"])
         sampling = Sampling(**fields.get("sampling", {}))  # generators saved before say nothing of it
         moments = _under(MOMENTS, tensors)
         return replace(

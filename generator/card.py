@@ -1,9 +1,11 @@
 """The model card written into a generator's folder."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from .artefact import WeightGenerator
+from .artefact import CONFIG, WeightGenerator
 
 
 def how_sampled(generator: WeightGenerator) -> str:
@@ -22,6 +24,12 @@ def how_sampled(generator: WeightGenerator) -> str:
 def _hole(generator: WeightGenerator) -> str:
     hole = generator.origin.hole
     return f"; between {hole[0]:.4g} and {hole[1]:.4g} nothing was learned from" if hole else ""
+
+
+def save_changed(generator: WeightGenerator, source: Path, out: Path) -> None:
+    """Write a generator that was loaded from `source` and changed since: what its training was stays."""
+    training = json.loads((source / CONFIG).read_text())["training"]
+    generator.save(out, training=training, card=model_card(generator, training))
 
 
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:

@@ -65,7 +65,8 @@ def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None) ->
     parts: list[Rows] = []
     end = zoo.header.num_runs if end is None else end
     for unit in zoo.finished_units():
-        if zoo.header.run_ids(unit)[-1] >= first and sum(len(p.run_ids) for p in parts) < most:
+        ids = zoo.header.run_ids(unit)
+        if ids[-1] >= first and ids[0] < end and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
             keep = (rows.run_ids >= first) & (rows.run_ids < end) & rows.finite()
             parts.append(
@@ -217,12 +218,7 @@ def training_checkpoints(zoo: Zoo, num_training_runs: int) -> dict[str, Float[Te
 
 def training_starts(zoo: Zoo, num_training_runs: int, most: int) -> Float[Tensor, "N D"]:
     """Initialisations of the first finished training runs, at most so many."""
-    found: list[Tensor] = []
-    for unit in zoo.finished_units():
-        if zoo.header.run_ids(unit)[0] < num_training_runs and sum(map(len, found)) < most:
-            rows = zoo.read_unit(unit)
-            found.append(rows.theta[(rows.run_ids < num_training_runs) & rows.finite(), 0].float())
-    return torch.cat(found)[:most]
+    return finished_runs(zoo, 0, most, end=num_training_runs).theta[:, 0]
 
 
 def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q"]) -> Float[Tensor, "Q D"]:

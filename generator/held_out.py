@@ -11,10 +11,11 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
-from .diffusion import add_noise, training_times
+from .diffusion import training_times
 from .dit import Denoiser
 from .pairs import Pairs
 from .reading import reservoir_of
+from .train import errors
 
 BATCH = 256
 
@@ -51,15 +52,12 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def __call__(self, model: Denoiser) -> float:
-        rng, scaling, errors = seeded(2), self.generator.scaling, []
+        rng, scaling, found = seeded(2), self.generator.scaling, []
         ruler = scaling.update_scale / self.unit
         for pairs in self._batches():
-            u0 = scaling.update(pairs.start, pairs.target)
-            t = training_times(len(u0), rng=rng)
-            metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
-            predicted = model(add_noise(u0, t, rng=rng), t, scaling.start(pairs.start), metrics)
-            errors.append(((predicted.float() - u0) * ruler).square().mean(1))
-        return float(torch.cat(errors).mean())
+            t = training_times(len(pairs.prompt), rng=rng)
+            found.append((errors(model, pairs, t, scaling, rng) * ruler).square().mean(1))
+        return float(torch.cat(found).mean())
 
     def _batches(self) -> Iterable[Pairs]:
         return (Pairs(*parts) for parts in zip(*(each.split(BATCH) for each in self.pairs), strict=True))

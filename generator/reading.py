@@ -1,10 +1,24 @@
 """Runs of a zoo in a generator's coordinates, without Ray: few enough to be held in memory at once."""
 
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
 from ckpt_factory.zoo import Zoo
 
 from .coordinates import Coordinates
 from .hole import Hole, without_hole
 from .pairs import Reservoir, Runs
+
+
+def encoded(
+    coordinates: Coordinates,
+    theta: Shaped[Tensor, "R S D"],
+    metric: Float[Tensor, "R S"],
+    hole: Hole | None = None,
+) -> Runs:
+    """Runs as a zoo has them, with the prompted metric, in coordinates; without what lies in the hole."""
+    z = coordinates.encode(theta.float().flatten(0, 1)).unflatten(0, theta.shape[:2])
+    return without_hole(Runs(z, metric), hole)
 
 
 def reservoir_of(
@@ -19,7 +33,7 @@ def reservoir_of(
     for unit in units:
         rows = zoo.read_unit(unit)
         chosen = ((rows.run_ids >= first) & (rows.run_ids < end)).nonzero().squeeze(1)[:per_unit]
-        theta = rows.theta[chosen].float()
-        z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(without_hole(Runs(z, rows.metrics[zoo.header.prompted][chosen]), hole))
+        reservoir.push(
+            encoded(coordinates, rows.theta[chosen], rows.metrics[zoo.header.prompted][chosen], hole)
+        )
     return reservoir

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ckpt_factory.optim import optimizer_kind
@@ -216,7 +217,7 @@ def train(
         meter.waited_s += time.monotonic() - asked
         t = model.training_times(len(pairs.prompt), rng=training.rng)
         with autocast:
-            loss = _loss(wrapped, pairs, t, scaling, training.rng)
+            loss = errors(wrapped, pairs, t, scaling, training.rng).square().mean()
         training.update(loss, progress)
         meter.losses.append(loss.detach())
         meter.pairs += config.batch_size
@@ -229,13 +230,16 @@ def _make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.
     return make(groups, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9, stacked=False)
 
 
-def _loss(model: nn.Module, pairs: Pairs, t: Tensor, scaling: Scaling, rng: torch.Generator) -> Tensor:
+def errors(
+    model: nn.Module, pairs: Pairs, t: Float[Tensor, " B"], scaling: Scaling, rng: torch.Generator
+) -> Float[Tensor, "B Z"]:
+    """Predicted less true scaled updates, noised to the times t."""
     u0 = scaling.update(pairs.start, pairs.target)
     t = t.to(u0)
     noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
     metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)
-    return (predicted.float() - u0).square().mean()
+    return predicted.float() - u0
 
 
 def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:

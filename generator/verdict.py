@@ -37,7 +37,7 @@ def conclude(
         families: by baseline its settings, each with what was found.
         quality: the metric that stands for it, and whether it is "min" or "max" that is good.
     """
-    made, held_out, finest = subjects
+    made, _, finest = subjects
     name, objective = quality
     axes = ["weights"] if made.overlap.isnan().all() else list(AXES)
     margins: dict[str, dict[str, Margin]] = {}
@@ -52,21 +52,8 @@ def conclude(
                 key: margin(cloud_of(subject, axis, objective), family, seed=seed)
                 for key, family in clouds.items()
             }
-    numbers = numbers | {
-        "quality_metric": name,
-        "quality_objective": objective,
-        "quality_generated": _mean(made.quality),
-        "quality_held_out": _mean(held_out.quality),
-        "quality_finest": _mean(finest.quality),
-        "overlap_most": _mean(made.overlap),
-        "overlap_most_held_out": _mean(held_out.overlap),
-        "overlap_nearest": _mean(made.overlap_nearest),
-        "overlap_nearest_held_out": _mean(held_out.overlap_nearest),
-        "same_mistakes_rate": _same_mistakes(made.overlap, held_out.overlap),
-        "off_span": _median(made.off_span),
-        "off_span_held_out": _median(held_out.off_span),
-        "novelty_axis": axes[0],
-    }
+    numbers = numbers | {"quality_metric": name, "quality_objective": objective}
+    numbers |= _found_of(subjects) | {"novelty_axis": axes[0]}
     least = min(margins[axes[0]].items(), key=lambda item: item[1].value)
     numbers |= {
         "nearest_baseline": least[0],
@@ -84,6 +71,23 @@ def conclude(
     passes = outcome == "generates"
     result = {"outcome": outcome, "passes": passes, "verdict": verdict} | numbers
     return result | {"margins": _table(margins), "margins_held_out": _table(own)}, _arrays(subjects, families)
+
+
+def _found_of(subjects: Subjects) -> dict[str, Any]:
+    """Of the networks, of held-out ones as good, and of held-out ones at their best."""
+    made, held_out, finest = subjects
+    return {
+        "quality_generated": _mean(made.quality),
+        "quality_held_out": _mean(held_out.quality),
+        "quality_finest": _mean(finest.quality),
+        "overlap_most": _mean(made.overlap),
+        "overlap_most_held_out": _mean(held_out.overlap),
+        "overlap_nearest": _mean(made.overlap_nearest),
+        "overlap_nearest_held_out": _mean(held_out.overlap_nearest),
+        "same_mistakes_rate": _same_mistakes(made.overlap, held_out.overlap),
+        "off_span": _median(made.off_span),
+        "off_span_held_out": _median(held_out.off_span),
+    }
 
 
 def judgement(
