@@ -22,6 +22,7 @@ DATA_FOLDERS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One of pytest-xdist's processes runs all tests that need Ray, which knows one cluster a machine."""
     for item in items:
