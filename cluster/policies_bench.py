@@ -57,7 +57,7 @@ def panels() -> dict[str, Panel]:
     """PPO as in the presets, and evolution strategies, by environment."""
     cartpole, pendulum = PRESETS["cartpole"](), PRESETS["pendulum"]()
     evolution = {
-        "cartpole": evolution_plan(num_steps=60, batch_size=32, lr=0.5, sigma=0.1),
+        "cartpole": evolution_plan(num_steps=60, batch_size=32, lr=2.0, sigma=0.3),
         "pendulum": evolution_plan(num_steps=200, batch_size=64, lr=0.5, sigma=0.1),
     }
     return {

@@ -37,15 +37,19 @@ def _panel(ax: Axes, title: str, panel: Mapping[str, Any]) -> None:
         label = f"{name}: {_reached(each, target)}"
         ax.plot(curve["env_steps"], curve["mean"], color=colour, linewidth=2, label=label)
     untrained = sum(each["untrained_return"] for each in found.values()) / len(found)
-    for value, text in ((target, f"good: {target:g}"), (untrained, f"untrained: {untrained:.0f}")):
+    lines = (  # at the ends where no curve is
+        (target, f"good: {target:g}", 0, (2, 3), "left"),
+        (untrained, f"untrained: {untrained:.0f}", 1, (-2, -12), "right"),
+    )
+    for value, text, side, offset, align in lines:
         ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(
             text,
-            (1, value),
-            (-2, 3),
+            (side, value),
+            offset,
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha=align,
             color=MUTED,
             fontsize=9,
         )
@@ -66,8 +70,8 @@ def _panel(ax: Axes, title: str, panel: Mapping[str, Any]) -> None:
 def _reached(each: Mapping[str, Any], target: float) -> str:
     """How soon half of the runs were good, and how many ever were."""
     steps, share = each["env_steps_to_target"], f"{each['runs_that_reached_it']} of {each['runs']} runs"
-    when = f"{target:g} after {thousands(steps)} steps" if steps < float("inf") else f"{target:g} never"
-    return f"{when} (median; {share} got there)"
+    when = f"after {thousands(steps)} steps (median)" if steps < float("inf") else "not in the median"
+    return f"{target:g} {when}, {share}"
 
 
 def thousands(value: float) -> str:

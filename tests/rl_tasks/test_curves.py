@@ -107,8 +107,8 @@ def test_a_picture_has_a_panel_an_environment_and_a_line_an_algorithm(
     for ax in figure.axes:
         labels = [text.get_text() for text in ax.get_legend().get_texts()]
         assert labels == [
-            "PPO: 60 after 2k steps (median; 2 of 2 runs got there)",
-            "evolution: 60 never (median; 1 of 2 runs got there)",
+            "PPO: 60 after 2k steps (median), 2 of 2 runs",
+            "evolution: 60 not in the median, 1 of 2 runs",
         ]
         assert ax.lines[0].get_ydata().tolist() == algorithms["PPO"]["curve"]["mean"]
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
