@@ -136,13 +136,13 @@ def pendulum() -> FactoryConfig:
         num_steps=1920,
         batch_size=(128,),
         optimizer=("adamw",),
-        lr=(0.05, 0.05),
+        lr=(0.1, 0.1),
         weight_decay=(0.0, 0.0),
-        hyper=_fixed(discount=0.97, value_lr=0.01),
+        hyper=_fixed(discount=0.9, value_lr=0.01),
         num_checkpoints=50,
         spacing="metric",
     )
-    task = "rl_tasks:pendulum-v0?activation=tanh&copies=16&epochs=4"
+    task = "rl_tasks:pendulum-v0?activation=relu&hidden=32&copies=16&epochs=4"
     return FactoryConfig(task=task, num_runs=4096, plan=plan)
 
 
