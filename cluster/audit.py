@@ -27,6 +27,7 @@ from generator.audit import (
 from generator.baselines import BASELINES
 from generator.evaluate import finished_runs, prompt_grid
 from generator.frontier import frontier_picture
+from generator.hole import Hole
 from generator.novelty import evenly
 from generator.samplers import SamplerName
 
@@ -46,7 +47,7 @@ class AuditConfig:
 
     generator: Path | None = None
     """Folder of the generator; default runs/generator unless --generated is given. With --generated it only
-    says which runs of the zoo it was trained on."""
+    says what of the zoo it was trained on, its runs and its hole."""
     generated: Path | None = None
     """A folder of networks, state_dicts as safetensors (or .pt), to be audited in place of a generator's."""
     zoo: Path = Path("runs/zoo")
@@ -155,7 +156,8 @@ def audit(config: AuditConfig) -> dict[str, Any]:
 
         each = over_ray(task, data, config.data_root, report)
         if config.generated is not None:
-            subject = _foreign(config, zoo, task, first, each)
+            hole = generator.origin.hole if generator is not None else None
+            subject = _foreign(config, zoo, task, first, hole, each)
         else:
             assert generator is not None
             start = held_out.theta[:, 0]
@@ -177,7 +179,7 @@ def _first_held_out(config: AuditConfig, zoo: Zoo, generator: WeightGenerator | 
     return zoo.header.num_training_runs(config.held_out or 0.1)
 
 
-def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, each: Each) -> Subject:
+def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, hole: Hole | None, each: Each) -> Subject:
     """The networks of a folder, measured."""
     assert config.generated is not None
     source = open_folder(config.generated, None, task=task)
@@ -185,7 +187,8 @@ def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, each: Each) 
     theta = torch.cat([source.read(i).theta for i in chosen])
     chunks = theta.chunk(PARTS_OF_A_ZOO)
     metrics = each("measure", None, [(part,) for part in chunks])
-    return Subject(theta, torch.cat([part[zoo.header.prompted] for part in metrics]), first, len(theta))
+    metric = torch.cat([part[zoo.header.prompted] for part in metrics])
+    return Subject(theta, metric, first, len(theta), hole=hole)
 
 
 def _run(config: AuditConfig) -> Outcome:

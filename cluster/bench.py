@@ -1,5 +1,6 @@
 """Benchmarks as commands: what a run, a stored checkpoint and a second CPU cost on this machine."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from ckpt_factory.files import check_writable
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
+from generator.sizes import SizeName
 
 from .command import Command, Outcome
 from .policies_bench import bench_curves, bench_rl
@@ -30,17 +32,20 @@ from .progress import say
 from .sampler_bench import measure_samplers
 from .scaling import measure_memory, measure_scaling
 from .tables import print_factory, print_table
+from .training_bench import measure_training
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
     **dict.fromkeys(("tasks", "variants", "full"), ("factory",)),
-    "data_root": ("factory", "samplers"),
-    "seconds": ("factory", "rl"),
+    "data_root": ("factory", "samplers", "training"),
+    "seconds": ("factory", "rl", "training"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
     "runs": ("curves",),
-    **dict.fromkeys(("generator", "zoo", "evaluations", "num_networks", "num_prompts"), ("samplers",)),
-    "repeats": ("factory", "storage", "scaling", "rl"),
+    "zoo": ("samplers", "training"),
+    **dict.fromkeys(("generator", "evaluations", "num_networks", "num_prompts"), ("samplers",)),
+    **dict.fromkeys(("sizes", "train_s"), ("training",)),
+    "repeats": ("factory", "storage", "scaling", "rl", "training"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
 LONGEST_STACK_S = 900.0
@@ -52,7 +57,7 @@ class BenchConfig:
     """What to measure."""
 
     what: tyro.conf.Positional[
-        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers"]
+        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers", "training"]
     ] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
     three to seven minutes.
@@ -65,19 +70,21 @@ class BenchConfig:
     curves: PPO and evolution strategies on CartPole and Pendulum, return by steps of the environment, and
     a picture of it; four minutes.
     samplers: alignment and weights by the number of a generator's evaluations, for all
-    samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute."""
+    samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute.
+    training: CPU seconds of the generator's training step and its share of the matrix-product peak, and the
+    wait for data of a real `theta train`; five minutes."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
-    """factory, storage, scaling, rl: rounds in which all take turns; figures are medians."""
+    """factory, storage, scaling, rl, training: rounds in which all take turns; figures are medians."""
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
-    """factory, samplers: where images are, as for `theta make`."""
+    """factory, samplers, training: where images are, as for `theta make`."""
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
-    """factory, rl: CPU seconds of one measurement."""
+    """factory, rl, training: CPU seconds of one measurement."""
     full: bool = False
     """factory: also train two whole stacks of each recipe and write them, which takes minutes."""
     runs_per_actor: int = 4096
@@ -95,13 +102,18 @@ class BenchConfig:
     generator: Path | None = None
     """samplers: folder of the generator."""
     zoo: Path | None = None
-    """samplers: the zoo it was trained on."""
+    """samplers: the zoo it was trained on. training: the zoo to train on; default one of 512 digits runs,
+    made for it."""
     evaluations: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
     """samplers: how often the model is evaluated for a network."""
     num_networks: int = 16
     """samplers: held-out initialisations."""
     num_prompts: int = 8
     """samplers: prompts for each, 2 or more."""
+    sizes: tuple[SizeName, ...] = ("1M", "10M")
+    """training: sizes of the transformer; 1M is the default one."""
+    train_s: float = 30.0
+    """training: seconds of a real `theta train` of each size; 0: none."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -112,12 +124,14 @@ class BenchConfig:
         for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations"):
+        for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations", "sizes"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")
         for name in ("num_runs", "evaluations"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1 each")
+        if not 0 <= self.train_s < math.inf:
+            raise ValueError(f"train_s is {self.train_s}; expected a number of seconds, or 0 for none")
         if self.num_networks < 1 or self.num_prompts < 2:
             raise ValueError(
                 f"num_networks is {self.num_networks}, num_prompts {self.num_prompts}; expected at least "
@@ -290,6 +304,19 @@ def bench_samplers(config: BenchConfig) -> dict[str, Any]:
     )
 
 
+def bench_training(config: BenchConfig) -> dict[str, Any]:
+    """Measure the generator's training step, and real trainings."""
+    return measure_training(
+        config.sizes,
+        config.zoo,
+        data_root=config.data_root,
+        train_s=config.train_s,
+        repeats=config.repeats,
+        seconds=config.seconds,
+        out=config.out,
+    )
+
+
 def _run(config: BenchConfig) -> Outcome:
     torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
     measure = {
@@ -300,6 +327,7 @@ def _run(config: BenchConfig) -> Outcome:
         "rl": lambda config: bench_rl(config.repeats, config.seconds),
         "curves": lambda config: bench_curves(config.runs, config.out),
         "samplers": bench_samplers,
+        "training": bench_training,
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
@@ -319,5 +347,6 @@ COMMAND = Command(
     "theta bench tailr\n"
     "theta bench rl\n"
     "theta bench curves\n"
+    "theta bench training\n"
     "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20",
 )

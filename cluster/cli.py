@@ -85,7 +85,7 @@ VERBS = {
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
     "bench": (
         "bench",
-        "Measure on this machine: factory, storage, scaling, policies (rl, curves), or the loss TaiLr.",
+        "Measure on this machine: factory, storage, scaling, policies, samplers, training, the loss TaiLr.",
     ),
 }
 """Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""

@@ -310,7 +310,7 @@ def _audit_or_distances(
     matched = networks_of_metric(held_out, generator.origin.prompted, reached)
     first, units = generator.origin.num_training_runs, zoo.finished_units()
     runs = evenly(training_runs(zoo, first), AuditSettings().search_runs)
-    search = Search(torch.cat([made, matched]), first, frozenset(runs))
+    search = Search(torch.cat([made, matched]), first, frozenset(runs), hole=generator.origin.hole)
     found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
     nearest = merge_neighbours([part for part, _ in found]).distance[:, 0]
     generated, reference = nearest.split(len(made))

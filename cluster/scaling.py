@@ -13,6 +13,8 @@ from ckpt_factory.bench.clock import interleaved, medians
 
 from .factory import LOG
 
+KEPT = ("RAY_worker_niceness",)
+"""What a Ray of its own takes over from this process's: not its address, nor its token."""
 TINY = ("--num-steps", "2", "--num-checkpoints", "2")
 """A recipe for zoos of many runs and few bytes: the driver sees units, not parameters."""
 
@@ -88,13 +90,22 @@ def measure_memory(sizes: Iterable[int], folder: Path) -> dict[str, Any]:
 
 def make_zoo(out: Path, *flags: object) -> float:
     """Run `theta make` in a process and a Ray of its own; returns that process's peak memory in MB."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", __package__, "make", "--out", out, *flags]
+    return run_theta("make", "--out", out, *flags)
+
+
+def run_theta(*words: object) -> float:
+    """Run a command of `theta` in a process and a Ray of its own; returns that process's peak memory in MB.
+
+    Raises:
+        ValueError: it failed.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in KEPT}
+    command = [sys.executable, "-m", __package__, *words]
     with tempfile.TemporaryFile("w+") as text:
         process = subprocess.Popen([str(part) for part in command], stdout=text, stderr=text, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             text.seek(0)
-            raise ValueError(f"`theta make {' '.join(map(str, flags))}` failed: {text.read()[-400:]}")
+            raise ValueError(f"`theta {' '.join(map(str, words))}` failed: {text.read()[-400:]}")
     return usage.ru_maxrss / (1e3 if sys.platform != "darwin" else 1e6)

@@ -7,7 +7,7 @@ are of the test split and of runs that were never trained on, and reproducible f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from .artefact import WeightGenerator
 from .baselines import BASELINES
 from .evaluate import prompt_alignment
 from .frontier import Judged, Subjects
+from .hole import Hole
 from .novelty import (
     Neighbours,
     Pool,
@@ -80,20 +81,18 @@ class Subject:
     """The networks that they are updates of."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What else is known of them."""
+    hole: Hole | None = None
+    """Training checkpoints with a metric in it were not learned from."""
 
     def sound(self) -> "Subject":
         """Without networks or metrics that are not finite."""
         kept = self.theta.isfinite().all(1) & self.metric.isfinite()
-        start = self.start[kept] if self.start is not None else None
-        best = int(kept[: self.num_best].sum())
-        return Subject(
-            self.theta[kept],
-            self.metric[kept],
-            self.num_training_runs,
-            best,
-            self.prompt,
-            start,
-            self.numbers,
+        return replace(
+            self,
+            theta=self.theta[kept],
+            metric=self.metric[kept],
+            num_best=int(kept[: self.num_best].sum()),
+            start=self.start[kept] if self.start is not None else None,
         )
 
 
@@ -119,6 +118,7 @@ def subject_of_grid(
             "prompt_alignment": float(prompt_alignment(prompts, observed).mean()),
             "shuffled_prompt_alignment": float(prompt_alignment(shuffled, observed).mean()),
         },
+        generator.origin.hole,
     )
 
 
@@ -235,6 +235,7 @@ def audit_networks(
         frozenset(searched),
         frozenset(evenly(runs, settings.pool_runs)),
         middle,
+        subject.hole,
     )
     units = zoo.finished_units()
     found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])

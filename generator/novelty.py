@@ -12,6 +12,8 @@ from torch.func import functional_call
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
 
+from .hole import Hole, without_hole
+from .pairs import Runs
 from .rebasin import AlignedDistance, align
 
 COARSE = 9
@@ -60,6 +62,8 @@ class Search:
     """Those of them that go into the pool."""
     metric: float = 0.0
     """The validation metric of the pool's `equal`."""
+    hole: Hole | None = None
+    """Checkpoints with a metric in it were never learned from: they are neither compared with nor pooled."""
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
@@ -84,17 +88,29 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> tuple[
     for unit in units:
         if zoo.header.run_ids(unit)[0] >= search.num_training_runs:
             continue
-        rows = zoo.read_unit(unit)
-        sound = rows.finite() & (rows.run_ids < search.num_training_runs)
-        chosen = torch.tensor([int(run) in search.searched for run in rows.run_ids])
-        theta, runs = rows.theta[sound & chosen].float(), rows.run_ids[sound & chosen]
-        if len(runs) and len(search.queries):
-            parts.append(_neighbours(distance, search.queries, theta, runs))
-        chosen = sound & torch.tensor([int(run) in search.pooled for run in rows.run_ids])
+        (theta, metric), runs = _learned(zoo, unit, search)
+        chosen = _among(runs, search.searched)
+        if chosen.any() and len(search.queries):
+            parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
+        chosen = _among(runs, search.pooled)
         if chosen.any():
-            metric = rows.metrics[zoo.header.prompted][chosen]
-            pools.append(_pool(rows.theta[chosen].float(), metric, zoo.header.objective, search.metric))
+            pools.append(_pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric))
     return merge_neighbours(parts), merge_pools(pools)
+
+
+def _learned(zoo: Zoo, unit: int, search: Search) -> tuple[Runs, Int[Tensor, " R"]]:
+    """The runs of a shard that are searched or pooled, as a generator learned from them, and their ids."""
+    rows = zoo.read_unit(unit)
+    kept = rows.finite() & (rows.run_ids < search.num_training_runs)
+    kept &= _among(rows.run_ids, search.searched | search.pooled)
+    metric = rows.metrics[zoo.header.prompted][kept]
+    runs = without_hole(Runs(rows.theta[kept].float(), metric), search.hole)
+    known = runs.metric.isfinite().all(1)  # of a run altogether in the hole nothing is
+    return Runs(runs.z[known], runs.metric[known]), rows.run_ids[kept][known]
+
+
+def _among(runs: Int[Tensor, " R"], ids: frozenset[int]) -> Bool[Tensor, " R"]:
+    return torch.tensor([run in ids for run in runs.tolist()], dtype=torch.bool)
 
 
 def _nowhere(queries: Tensor) -> Neighbours:

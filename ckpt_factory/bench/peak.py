@@ -1,13 +1,14 @@
 """The matrix-product peak: what a core can do at best, measured beside what it is compared with."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from .clock import calls_for, cpu_seconds
 
 SIZE = 1024
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 
 
 def peak_probes(seconds: float, size: int = SIZE) -> dict[str, Callable[[], float]]:

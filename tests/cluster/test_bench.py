@@ -11,7 +11,7 @@ from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import RECIPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.zoo import Zoo
-from cluster import bench, policies_bench, sampler_bench, scaling
+from cluster import bench, policies_bench, sampler_bench, scaling, training_bench
 from cluster.cli import run
 from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
 from generator.dit import DiTConfig
@@ -102,12 +102,16 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
         ("storage --full", "--full is for `theta bench factory`, not for storage"),
         (
             "tailr --repeats 3",
-            "--repeats is for `theta bench factory or storage or scaling or rl`, not for tailr",
+            "--repeats is for `theta bench factory or storage or scaling or rl or training`, not for tailr",
         ),
+        ("tailr --sizes 1M", "--sizes is for `theta bench training`, not for tailr"),
+        ("training --sizes 2M", "invalid choice '2M'"),
+        ("training --train-s -1", "train_s is -1.0; expected a number of seconds"),
+        ("training --zoo nowhere", "no zoo at"),
         ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),
-        ("factory --zoo runs/zoo", "--zoo is for `theta bench samplers`, not for factory"),
+        ("factory --zoo runs/zoo", "--zoo is for `theta bench samplers or training`, not for factory"),
         ("samplers --zoo runs/zoo", "`theta bench samplers` needs --generator and --zoo"),
         ("samplers --generator a --zoo b --evaluations 0", "evaluations is (0,)"),
         ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
@@ -148,6 +152,32 @@ def test_samplers_are_measured_printed_and_drawn(
     once = {row["prompt_alignment"] for row in result["samplers"] if row["evaluations"] == 1}
     assert len(once) == 1, "with one evaluation all give the mean"
     assert (tmp_path / "bench" / "samplers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_training_steps_are_measured_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--sizes 0.1M --train-s 0 --repeats 2 --seconds 1e-3"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_bench, "ZOO_RUNS", 8)
+        assert run(["bench", "training", *flags.split(), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert f"0.1M {result['0.1M auto']}, auto" in shown
+    assert result["models"]["0.1M"]["parameters"] == 90_354
+    assert set(result["steps"]) == {"0.1M float32", "0.1M bfloat16"}
+    assert [len(result["samples"][f"0.1M {p} step_s"]) for p in ("float32", "bfloat16")] == [2, 2]
+    for each in result["steps"].values():
+        assert 0 < each["products_share_of_step"] < 1.5  # both are noisy where steps are so short
+        assert 0 < each["drawing_share_of_step"] < 1
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "the zoo is gone"
+
+
+@pytest.mark.slow
+def test_the_wait_for_data_is_that_of_a_real_training(digits_zoo: Zoo, tmp_path: Path) -> None:
+    found = training_bench.real_training("0.1M", digits_zoo, None, 2.0, tmp_path / "generator")
+    assert found["steps"] > 0
+    assert 0 <= found["data_wait_share"] < 1
+    assert found["train_s"] >= 2
+    assert found["precision"] in ("float32", "bfloat16")
 
 
 def test_throughput_adds_up_what_each_actor_makes_in_its_own_time() -> None:

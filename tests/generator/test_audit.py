@@ -101,6 +101,20 @@ def test_copies_of_checkpoints_between_those_looked_at_first_are_found(
     assert result["copy_rate"] == 1
 
 
+def test_checkpoints_that_were_never_learned_from_cannot_be_copied(
+    digits: Task, zoo: Zoo, held_out: Rows
+) -> None:
+    """Asked for metrics in its hole, a generator makes new networks, however near the zoo's are to them."""
+    theta = trained(zoo)
+    subject = subject_of(digits, theta)
+    assert audit_networks(subject, held_out, zoo, digits, FEW)[0]["copy_rate"] == 1
+    low, high = float(subject.metric.min()), float(zoo.read_unit(0).metrics["validation_loss"].max())
+    hole = low - 1e-4, (low + 4 * high) / 5  # the end of all training
+    result, _ = audit_networks(replace(subject, hole=hole), held_out, zoo, digits, FEW)
+    assert result["copy_rate"] < 1
+    assert result["distance_generated"] > 0.5
+
+
 def test_a_few_copies_among_fresh_networks_are_enough(digits: Task, zoo: Zoo, held_out: Rows) -> None:
     theta = torch.cat([fresh(zoo)[:6], trained(zoo)[:2]])
     result, _ = audited(digits, zoo, held_out, theta)
@@ -184,6 +198,9 @@ def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
     assert torch.equal(subject.theta[:4], grid["theta"][:4, 0])
     assert torch.equal(subject.theta[4:], grid["theta"][range(4), [1, 2, 1, 2]])
     assert torch.equal(subject.start, torch.cat([start[:4], start[:4]]))
+    assert subject.hole is None
+    holed = replace(generator, origin=replace(generator.origin, hole=(0.5, 0.9)))
+    assert subject_of_grid(holed, grid, start, most=4, seed=0).sound().hole == (0.5, 0.9)
     obedient = grid | {"test_loss": grid["prompts"]}
     numbers = subject_of_grid(generator, obedient, start, most=4, seed=0).numbers
     assert numbers["prompt_alignment"] == pytest.approx(1)

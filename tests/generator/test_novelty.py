@@ -1,5 +1,7 @@
 """Novelty: neighbours among training runs, mistakes in common, and what lies outside the span of networks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
+from generator.hole import inside
 from generator.novelty import (
     Search,
     evenly,
@@ -55,6 +58,36 @@ def test_neighbours_equal_a_search_of_every_checkpoint_run_by_run(digits: Task, 
     torch.testing.assert_close(found.distance, each.sort(1).values[:, :2])
     assert torch.equal(found.run, each.argsort(1)[:, :2])
     assert distance.nearest(queries[:1], found.theta[:1]).item() == pytest.approx(float(each[0].min()))
+
+
+def test_what_lies_in_the_hole_is_neither_near_nor_pooled(digits: Task, digits_zoo: Zoo) -> None:
+    """As if the zoo had never had those checkpoints; a run that lies in the hole altogether is none."""
+    rows = digits_zoo.read_unit(0)
+    metric = rows.metrics["validation_loss"]
+    hole = (float(metric[0, 5]), float(metric[0].max()) + 0.01)  # of run 0 its first five are in it
+    learned = ~inside(metric, hole)
+    assert not learned[0, 0]
+    assert learned[0, 6:].all()
+    queries = rows.theta[0, [1, 6]]
+    search = replace(search_for(digits_zoo, queries), hole=hole)
+    found, pool = survey(digits, search, digits_zoo, [0])
+    distance = AlignedDistance(digits.spec, digits.symmetry)
+    kept = [
+        (distance.nearest(queries, run[known]), i)
+        for i, (run, known) in enumerate(zip(rows.theta, learned, strict=True))
+        if known.any()
+    ]
+    each = torch.stack([near for near, _ in kept], 1)
+    torch.testing.assert_close(found.distance, each.sort(1).values[:, :2])
+    assert found.distance[0, 0] > 0.1, "the very checkpoint is in the hole"
+    assert found.distance[1, 0] < 1e-2
+    assert len(pool.best) == len(kept)
+    for theta in pool.theta:
+        assert (rows.theta[learned] == theta).all(1).any(), "the pool is of what was learned from"
+    everything = (float(metric.min()) - 1, float(metric.max()) + 1)
+    found, pool = survey(digits, replace(search, hole=everything), digits_zoo, [0])
+    assert found.distance.isinf().all()
+    assert len(pool.best) == 0
 
 
 def test_the_pool_holds_the_best_and_an_equal_checkpoint_of_each_run(digits: Task, digits_zoo: Zoo) -> None:
