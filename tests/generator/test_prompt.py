@@ -99,7 +99,9 @@ def test_files_that_are_no_networks_are_refused(tiny: MLPClassifier, tmp_path: P
 
 
 def test_prompts_outside_of_what_the_zoo_has_seen_are_warned_of(generator: WeightGenerator) -> None:
-    seen = replace(generator, scaling=replace(generator.scaling, metric_range=(0.1, 2.5)))
+    (view,) = generator.scaling.views
+    scaling = replace(generator.scaling, views=(replace(view, range=(0.1, 2.5)),))
+    seen = replace(generator, scaling=scaling)
     assert check_prompts(seen, [0.1, 1.0, 2.5]) == []
     (warning,) = check_prompts(seen, [0.05, 1.0, 7.5])
     for words in ("0.05, 7.5", "0.1 to 2.5", "loss"):
