@@ -15,8 +15,9 @@ from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, coordinates_of_parts
+from generator.origin import Origin
 from generator.pairs import Runs
-from generator.reading import encoded
+from generator.reading import encoded, metrics_of
 
 RUNS_PER_BATCH = 64
 
@@ -58,7 +59,7 @@ def partition(zoo: Zoo, num_training_runs: int, *, num_workers: int, seed: int) 
 def training_datasets(
     zoo: Zoo, generator: WeightGenerator, parts: list[list[RowGroup]]
 ) -> dict[str, Dataset]:
-    """A dataset of encoded runs for each worker, "train_0", ...: rows {z (S, Z), metric (S,)}."""
+    """A dataset of encoded runs for each worker, "train_0", ...: rows {z (S, Z), metric (S, M)}."""
     read = partial(read_runs, zoo_path=zoo.path.absolute(), parts=ray.put(generator.to_parts()))
     return {
         # One reading process for each worker: every further one would pay for its own imports first.
@@ -80,9 +81,10 @@ def read_runs(row: dict[str, Any], *, zoo_path: Path, parts: Any) -> list[dict[s
     coordinates = coordinates_of_parts(fields, tensors)
     zoo = Zoo.open(zoo_path)
     rows = zoo.read_unit(row["unit"], [row["group"]])
-    kept = rows.run_ids < fields["origin"]["num_training_runs"]
-    metric, hole = rows.metrics[zoo.header.prompted][kept], fields["origin"]["hole"]
-    runs = encoded(coordinates, rows.theta[kept], metric, hole)
+    origin = Origin.from_fields(fields["origin"])
+    kept = rows.run_ids < origin.num_training_runs
+    metric = metrics_of(rows, origin.columns)[kept]
+    runs = encoded(coordinates, rows.theta[kept], metric, origin.hole)
     return [{"z": z.numpy(), "metric": metric.numpy()} for z, metric in zip(*runs, strict=True)]
 
 

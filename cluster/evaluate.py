@@ -32,6 +32,7 @@ from generator.novelty import Search, evenly, merge_neighbours, training_runs
 from generator.prompt import check_prompts
 from generator.recipe import steps_per_epoch
 from generator.samplers import SamplerName, Trajectory
+from generator.several import without_its_prompt
 from generator.starts import STARTS, recursive_curves
 from generator.suite import Found, SuiteConfig, parts_of
 
@@ -62,7 +63,8 @@ class EvaluateConfig:
     """Held-out initialisations to start from."""
     num_prompts: int = 20
     """Prompts for each, linear from the best metric to a share of the start network's: 0.9 of losses, 1 of
-    returns."""
+    returns. Of a generator of several metrics, that is the zoo's own, prompted alone, here as in all other
+    parts; each of the others is prompted alone, too, and all of them together."""
     best_prompt: float | None = None
     """The best prompt; default the best validation metric of the training runs."""
     num_seeds: int = 3
@@ -210,7 +212,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result |= audited
     arrays |= more | {"run_ids": torch.tensor(held_out.run_ids)}
     result |= _distance_numbers(arrays)
-    numbers, tensors = _further(config, zoo, held_out, grids, done["further"])
+    numbers, tensors = _further(config, generator, zoo, held_out, grids, done["further"])
     result |= numbers
     arrays |= tensors
     for kind, curve in zip(STARTS, done["curves"], strict=False):
@@ -256,6 +258,8 @@ def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
         task=id_of_task(config, zoo),
         data_root=config.data_root,
         num_networks=config.num_networks,
+        num_prompts=config.num_prompts,
+        num_seeds=config.num_seeds,
         best=config.best_prompt,
         steps=config.steps,
         sampler=config.sampler,
@@ -265,6 +269,7 @@ def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
 
 def _further(
     config: EvaluateConfig,
+    generator: WeightGenerator,
     zoo: Zoo,
     held_out: HeldOut,
     grids: Sequence[dict[str, Any]],
@@ -275,6 +280,8 @@ def _further(
     for numbers, tensors in parts:
         result |= numbers
         arrays |= tensors
+    if len(generator.metrics) > 1:
+        result |= without_its_prompt(generator, grids, arrays)
     if config.suite.amortise:
         column = f"test_{zoo.header.prompted.removeprefix('validation_')}"
         spent, num_steps = spent_on(config.generator, zoo), zoo.header.runs_plan.num_steps

@@ -1,5 +1,6 @@
 """Prompting networks from the command line, as one remote call."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
+from generator.channels import check_names
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
 from generator.samplers import SamplerName, Trajectory
 
@@ -27,7 +29,12 @@ class PromptConfig:
     generator: Path = Path("runs/generator")
     """Folder of the generator."""
     prompts: tuple[float, ...] = ()
-    """The metrics wished for, as in `--prompts 0.1 0.5 1.0`; default the best that the zoo has seen."""
+    """The metrics wished for, as in `--prompts 0.1 0.5 1.0`; default the best that the zoo has seen. Of a
+    generator of several metrics, the main one alone."""
+    prompt: tuple[str, ...] | None = None
+    """Instead, any of the metrics that the generator was trained with by name, as in `--prompt error=0.05` or
+    `--prompt loss=0.3 error=0.05`, both at once. Several values make several prompts: `--prompt loss=0.3
+    error=0.05,0.1,0.2`, as many of each metric, or one for all. Calibration is of the main one alone."""
     start: Path | None = None
     """A state_dict as safetensors to start from; default fresh initialisations."""
     num_networks: int | None = None
@@ -59,12 +66,73 @@ class PromptConfig:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
         if self.start is not None and self.num_networks is not None:
             raise ValueError("num_networks is for fresh initialisations; leave it out with --start")
+        if self.prompts and self.prompt is not None:
+            raise ValueError(
+                f"prompts are {self.prompts} and prompt {' '.join(self.prompt)}; give one of them: --prompts "
+                "is of the main metric alone"
+            )
         if len({f"{prompt:.6g}" for prompt in self.prompts}) < len(self.prompts):
             raise ValueError(f"prompts are {self.prompts}; expected each only once, to six digits")
+        _ = self.named
+
+    @property
+    def named(self) -> dict[str, list[float]] | None:
+        """The prompts of --prompt by metric, as many of each; None if it is not given."""
+        return None if self.prompt is None else read_prompt(self.prompt)
+
+
+def read_prompt(given: Sequence[str]) -> dict[str, list[float]]:
+    """Prompts by metric from `loss=0.3 error=0.05,0.1`, as many of each.
+
+    Raises:
+        ValueError: no metric at all, one without numbers, twice, or with another number of them.
+    """
+    found: dict[str, list[float]] = {}
+    for each in given:
+        name, _, values = each.partition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if not name or not numbers or name in found:
+            raise ValueError(
+                f"prompt is {' '.join(given)!r}; expected metrics and numbers, each metric once: loss=0.3 "
+                "error=0.05, or several with commas, error=0.05,0.1"
+            )
+        found[name] = numbers
+    if not found:
+        raise ValueError("prompt names no metric; expected some, as in --prompt loss=0.3 error=0.05")
+    most = max(map(len, found.values()))
+    odd = [f"{len(numbers)} of {name}" for name, numbers in found.items() if len(numbers) not in (1, most)]
+    if odd:
+        raise ValueError(f"prompt has {', '.join(odd)}; expected {most} of each metric, or one for all")
+    found = {name: numbers * (most // len(numbers)) for name, numbers in found.items()}
+    if (
+        len({tuple(f"{value:.6g}" for value in values) for values in zip(*found.values(), strict=True)})
+        < most
+    ):
+        raise ValueError(f"prompt is {' '.join(given)!r}; expected each only once, to six digits")
+    return found
+
+
+def wishes_of(config: PromptConfig, generator: WeightGenerator) -> dict[str, list[float]]:
+    """What is prompted, by metric, as many of each; says what lies outside of what the zoo has seen.
+
+    Raises:
+        ValueError: the generator knows no such metric, or a prompt is no finite number.
+    """
+    main = list(config.prompts) or [generator.best_metric]
+    wishes = {generator.metric: main} if config.named is None else config.named
+    for name, values in wishes.items():
+        for warning in check_prompts(generator, list(dict.fromkeys(values)), name):
+            say(warning, label="warning")
+    return wishes
 
 
 @ray.remote(num_cpus=1)
-def prompt_remotely(config: PromptConfig, data: Any, theta: torch.Tensor, prompt: torch.Tensor) -> Prompted:
+def prompt_remotely(
+    config: PromptConfig, data: Any, theta: torch.Tensor, prompt: dict[str, torch.Tensor]
+) -> Prompted:
     torch.set_num_threads(1)
     generator = WeightGenerator.load(config.generator)
     return prompt_networks(
@@ -83,9 +151,8 @@ def prompt_remotely(config: PromptConfig, data: Any, theta: torch.Tensor, prompt
 def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Make networks on the connected cluster and save them: (one row a network, the same in short)."""
     generator = WeightGenerator.load(config.generator)
-    wishes = config.prompts or (generator.best_metric,)
-    for warning in check_prompts(generator, wishes):
-        say(warning, label="warning")
+    wishes = wishes_of(config, generator)
+    num = len(next(iter(wishes.values())))
     check_writable(config.out)
     spec = generator.coordinates.spec
     task = make(generator.origin.task, data_root=config.data_root)
@@ -93,36 +160,54 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         starts = load_network(config.start, spec)
     else:
         starts = task.init([seeded(config.seed, 0, k) for k in range(config.num_networks or 4)])
-    theta = starts.repeat_interleave(len(wishes), 0)
-    wish = torch.tensor(wishes).repeat(len(starts))
+    theta = starts.repeat_interleave(num, 0)
+    wish = {name: torch.tensor(values).repeat(len(starts)) for name, values in wishes.items()}
     made = ray.get(prompt_remotely.remote(config, ray.put(getattr(task, "data", None)), theta, wish))
-    names = [f"network-{k // len(wishes):03d}-prompt-{value:.6g}" for k, value in enumerate(wish.tolist())]
+    keys = {name: "prompt" if config.named is None else f"prompt_{name}" for name in wishes}
+    names = []
+    for k in range(len(theta)):
+        asked = (f"{keys[name].removeprefix('prompt_')}-{value[k]:.6g}" for name, value in wish.items())
+        names.append("-".join([f"network-{k // num:03d}", *asked]))
     save_networks(config.out, spec, made.theta, names)
     for warning in check_made(generator, made):
         say(warning, label="warning")
     rows = [
-        {"file": f"{name}.safetensors", "prompt": float(wish[k])}
+        {"file": f"{name}.safetensors"}
+        | {keys[metric]: float(values[k]) for metric, values in wish.items()}
         | {f"start_{key}": float(values[k]) for key, values in made.start.items()}
         | {key: float(values[k]) for key, values in made.achieved[-1].items()}
         for k, name in enumerate(names)
     ]
-    column = generator.origin.prompted
-    gap = (made.achieved[-1][column] - made.prompt).abs()
-    curve = [float(step[column].mean()) for step in made.achieved]
-    return rows, {
-        "networks": rows,
-        "prompted_column": column,
-        "mean_absolute_gap": float(gap.mean()),
-        "networks_per_s": made.networks_per_s,
-        f"mean_{column}_after_each_update": curve,
-    }
+    return rows, _result(generator, made, rows, by_name=config.named is not None)
+
+
+def _result(
+    generator: WeightGenerator, made: Prompted, rows: list[dict[str, Any]], *, by_name: bool
+) -> dict[str, Any]:
+    """What result.json says; with metrics given by name what is said of them has names, too."""
+    columns = {name: generator.column_of(name) for name in made.prompts}
+    result: dict[str, Any] = {"networks": rows}
+    if by_name:
+        result["prompted_columns"] = list(columns.values())
+    else:
+        result["prompted_column"] = columns[generator.metric]
+    for name, column in columns.items():
+        gap = (made.achieved[-1][column] - made.prompts[name]).abs()
+        result[f"mean_absolute_gap{f'_{name}' * by_name}"] = float(gap.mean())
+    result["networks_per_s"] = made.networks_per_s
+    for column in columns.values():
+        curve = [float(step[column].mean()) for step in made.achieved]
+        result[f"mean_{column}_after_each_update"] = curve
+    return result
 
 
 def _run(config: PromptConfig) -> Outcome:
     rows, result = prompt(config)
-    column = result["prompted_column"]
     rows = [row | {"network": row["file"].split("-")[1]} for row in rows]
-    shown = ["prompt", f"start_{column}", column, *(name for name in rows[0] if name.startswith("test_"))]
+    asked = [name for name in rows[0] if name.startswith("prompt")]
+    columns = result.get("prompted_columns") or [result["prompted_column"]]
+    shown = [*asked, *(each for column in columns for each in (f"start_{column}", column))]
+    shown += [name for name in rows[0] if name.startswith("test_")]
     table = Table("network", *(name.replace("_", " ") for name in shown))
     for row in rows:
         table.add_row(row["network"], *(f"{row[name]:.4f}" for name in shown))
@@ -137,6 +222,7 @@ def _run(config: PromptConfig) -> Outcome:
 
 def _check(config: PromptConfig) -> None:
     generator = WeightGenerator.load(config.generator)
+    check_names(generator.metrics, list(config.named or [generator.metric]))
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
     make(generator.origin.task, data_root=config.data_root)
@@ -148,5 +234,6 @@ COMMAND = Command(
     _run,
     check=_check,
     examples="theta prompt --generator runs/generator --prompts 0.1 0.5 1.0\n"
+    "theta prompt --generator runs/generator-of-both --prompt loss=0.3 error=0.05\n"
     "theta prompt --generator runs/generator --start mine.safetensors --prompts 0.1 --updates 3",
 )

@@ -11,6 +11,8 @@ from ckpt_factory.zoo import HEADER, Zoo, sha256
 from .train_config import GeneratorConfig
 
 REQUEST = "request.json"
+UNSAID = {"metrics": []}
+"""What older notes say nothing of, as it was then."""
 ELSEWHERE = ("zoo", "out", "data_root")
 """Where things are may change between a command and the one that resumes it."""
 
@@ -32,7 +34,7 @@ def check_held(
     """
     try:
         held = json.loads(path.read_text())
-        held, wanted = held | held.pop("training"), wanted | wanted["training"]
+        held, wanted = UNSAID | held | held.pop("training"), wanted | wanted["training"]
         if also is not None:
             held[also]
     except (json.JSONDecodeError, KeyError, AttributeError) as error:

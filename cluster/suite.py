@@ -28,6 +28,8 @@ class Evaluated:
     """The zoo's, with the options of the evaluation."""
     data_root: Path | None
     num_networks: int
+    num_prompts: int
+    num_seeds: int
     best: float | None
     steps: int | None
     sampler: str | None
@@ -50,7 +52,7 @@ def material_of(evaluated: Evaluated, data: Any) -> Material:
     held_out = held_out_runs(zoo, generator, evaluated.num_networks)
     given = {"data_root": evaluated.data_root} if data is None else {"data": data}
     task = make(evaluated.task, **given)
-    return Material(generator, zoo, task, held_out, best)
+    return Material(generator, zoo, task, held_out, best, evaluated.num_prompts, evaluated.num_seeds)
 
 
 def spent_on(generator: Path, zoo: Zoo) -> Spent:

@@ -90,6 +90,8 @@ class TuneConfig(GeneratorConfig):
         for name in ("calibrate", "moments"):
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}; trials are judged without, expected 0")
+        for tokens in self.token_kinds:
+            self.check_tokens(tokens)
         self._refuse_what_has_no_effect()
 
     def _refuse_what_has_no_effect(self) -> None:

@@ -19,13 +19,15 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ckpt_factory import make
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo
-from generator.artefact import CONFIG, Origin, WeightGenerator
+from generator.artefact import CONFIG, WeightGenerator
 from generator.card import model_card
+from generator.channels import columns_of_names, with_objectives
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
 from generator.hole import check_hole, outside
 from generator.layouts import LAYOUTS
+from generator.origin import Origin
 from generator.pairs import WindowFeed
 from generator.reading import reservoir_of
 from generator.train import Report, TrainConfig, faster_precision, train
@@ -57,15 +59,19 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
         raise ValueError(
             f"zoo {zoo.path} has {zoo.header.num_runs} runs, too few to hold {config.held_out:.0%} out"
         )
+    names = columns_of_names(config.metrics, zoo.header, task)
     columns = training_checkpoints(zoo, num_training)
     check_hole(columns[zoo.header.prompted], config.hole)
-    seen = outside(columns, zoo.header.prompted, config.hole)[zoo.header.prompted]
+    columns = outside(columns, zoo.header.prompted, config.hole)
+    _, *also = with_objectives(names, columns, zoo.header.objective)
+    origin = Origin.of_zoo(zoo, num_training, config.hole, tuple(also))
     coordinates = Coordinates.fit(task, rank=config.rank)
-    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole)
+    reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole, names)
     rng = torch.Generator().manual_seed(config.training.seed)
     layout = LAYOUTS[config.training.model.tokens]
-    scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
-    origin = Origin.of_zoo(zoo, num_training, config.hole)
+    seen = torch.stack([columns[name] for name in names], 1)
+    objectives = [objective for _, objective in origin.channels]
+    scaling = layout.fit_scaling(coordinates, reservoir, seen, objectives, rng=rng)
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(
         origin, coordinates, scaling, config.training.model, config.training.seed, reference
@@ -167,13 +173,16 @@ def check(config: GeneratorConfig) -> Zoo:
     """The zoo to train on, if it can be.
 
     Raises:
-        ValueError: no zoo, an empty one, no images for its task, or `out` cannot be written.
+        ValueError: no zoo, an empty one, no images for its task, metrics that it has not, or `out` cannot be
+            written.
     """
     zoo = Zoo.open(config.zoo)
     check_writable(config.out)
     if not zoo.finished_units():
         raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
-    zoo.header.check_prompted(make(zoo.header.task, data_root=config.data_root))
+    task = make(zoo.header.task, data_root=config.data_root)
+    zoo.header.check_prompted(task)
+    columns_of_names(config.metrics, zoo.header, task)
     return zoo
 
 
@@ -296,5 +305,6 @@ COMMAND = Command(
     lambda config: (fit(config), config.out, 0),
     presets=PRESETS,
     check=check,
-    examples="theta train --preset digits --zoo runs/zoo --out runs/generator",
+    examples="theta train --preset digits --zoo runs/zoo --out runs/generator\n"
+    "theta train --preset digits --metrics loss error --zoo runs/zoo --out runs/generator-of-both",
 )

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from generator.dit import DiTConfig
+from generator.dit import DiTConfig, TokensName
 from generator.gpt.recipe import published_training
 from generator.hole import Hole
 from generator.samplers import SamplerName, Sampling, Trajectory
@@ -23,6 +23,11 @@ class GeneratorConfig:
     """Where the task's images are, as for `theta make`."""
     held_out: float = 0.1
     """Share of the runs, by whole groups, that is never trained on."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that networks may be prompted for, any of them alone or together, as in `--metrics loss error`;
+    default the zoo's own, which has to be among them. Calibration, a hole, the audit and all other parts of
+    an evaluation are about that one, prompted alone; with gpt as tokens there is no other. In training each
+    choice of at least one of them is prompted equally often, and the others are hidden."""
     rank: int = 128
     """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
     they are."""
@@ -67,10 +72,21 @@ class GeneratorConfig:
             )
         if self.hole is not None and not self.hole[0] < self.hole[1]:
             raise ValueError(f"hole is {self.hole}; expected two metrics, LOW < HIGH")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics are {', '.join(self.metrics)}; expected each once")
+        self.check_tokens(self.training.model.tokens)
         if self.sampling.needs_moments and not self.moments:
             raise ValueError(
                 f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "
                 "predictions are; have it measured with --moments 512"
+            )
+
+    def check_tokens(self, tokens: TokensName) -> None:
+        """Refuse tokens of a model that knows no more than one metric."""
+        if tokens == "gpt" and len(self.metrics) > 1:
+            raise ValueError(
+                f"metrics are {', '.join(self.metrics)} with tokens 'gpt', the published model, which knows "
+                "one; give one of them, or other tokens"
             )
 
     @property

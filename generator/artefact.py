@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
-from ckpt_factory.zoo import HEADER, Zoo, sha256
+from ckpt_factory.zoo import HEADER, sha256
 
 from .analytic import Moments
-from .conditioning import Calibration, Scaling
+from .channels import Prompts, Values, by_name, conditions, name_of, prompt_some
+from .conditioning import Calibration, MetricView, Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig
-from .hole import Hole
 from .layouts import LAYOUTS, Layout, arrange, canonical_index
+from .origin import Origin
 from .pairs import Pairs
 from .samplers import SAMPLERS, Covariance, Denoise, Sampling
 from .trajectory import optimal_trajectory
@@ -35,42 +36,6 @@ REFERENCE, CALIBRATION, MOMENTS = "reference", "calibration", "moments/"
 SCALES = ("start_mean", "start_scale", "update_scale")
 AT_ONCE = 256
 """Networks that are sampled at once: enough for full speed, and memory does not grow with their number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a generator comes from: enough to know what it may be asked for."""
-
-    task: str
-    prompted: str
-    """The zoo's column that prompts are about, "validation_loss"."""
-    objective: str
-    zoo_sha256: str
-    """Of the zoo's header."""
-    num_training_runs: int
-    """Runs with a smaller id were trained on; the others are held out."""
-    inputs: str = ""
-    """How a network's input is made from raw data."""
-    hole: Hole | None = None
-    """Training checkpoints with a metric between these two were never learned from."""
-
-    @classmethod
-    def of_zoo(cls, zoo: Zoo, num_training_runs: int, hole: Hole | None = None) -> "Origin":
-        return cls(
-            task=zoo.header.task,
-            prompted=zoo.header.prompted,
-            objective=zoo.header.objective,
-            zoo_sha256=sha256(zoo.path / HEADER),
-            num_training_runs=num_training_runs,
-            inputs=zoo.header.inputs,
-            hole=hole,
-        )
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> "Origin":
-        """From what config.json says."""
-        hole = fields.get("hole")  # generators saved before say nothing of it
-        return cls(**{**fields, "hole": None if hole is None else tuple(hole)})
 
 
 @dataclass(frozen=True)
@@ -107,11 +72,18 @@ class WeightGenerator:
             reference: any network in coordinates, kept where the layout of the config needs one.
         """
         layout = LAYOUTS[config.tokens]
+
+        def make(config: DiTConfig) -> Denoiser:
+            model = layout.make(coordinates, config)
+            if len(scaling.views) > 1:
+                model.condition_on(scaling.num_features)
+            return model
+
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # torch.nn initialises from the global generator, and from it alone
-            model = layout.make(coordinates, config)
+            model = make(config)
             if config.base_width is not None:
-                transfer(model, layout.make(coordinates, config.at_base()))
+                transfer(model, make(config.at_base()))
         return cls(origin, coordinates, scaling, model, reference if layout.sorts else None)
 
     @property
@@ -120,24 +92,46 @@ class WeightGenerator:
 
     @property
     def metric(self) -> str:
-        """Name of the prompted metric, "loss"."""
-        return self.origin.prompted.removeprefix("validation_")
+        """Name of the prompted metric, "loss"; of several the main one."""
+        return self.metrics[0]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics that may be prompted, the main one first."""
+        return tuple(name_of(column) for column in self.origin.columns)
 
     @property
     def best_metric(self) -> float:
         """The best metric of all training checkpoints."""
-        return self.scaling.metric_range[0 if self.origin.objective == "min" else 1]
+        return self.best_of(self.metric)
+
+    def column_of(self, metric: str) -> str:
+        """The zoo's column of one of `metrics`."""
+        return self.origin.columns[self.metrics.index(metric)]
+
+    def objective_of(self, metric: str) -> str:
+        return dict(self.origin.channels)[self.column_of(metric)]
+
+    def range_of(self, metric: str) -> tuple[float, float]:
+        """The least and the largest that training checkpoints have of it."""
+        return self.scaling.views[self.metrics.index(metric)].range
+
+    def best_of(self, metric: str) -> float:
+        """The best that all training checkpoints have of it."""
+        return self.range_of(metric)[0 if self.objective_of(metric) == "min" else 1]
 
     def arrange(self, pairs: Pairs, *, rng: torch.Generator) -> Pairs:
-        """Training pairs in the order of units that the layout wants, the same on both networks of a pair."""
-        return arrange(self.layout, self.coordinates, pairs, reference=self.reference, rng=rng)
+        """Training pairs in the order of units that the layout wants, the same on both networks of a pair;
+        of several metrics some prompted."""
+        pairs = arrange(self.layout, self.coordinates, pairs, reference=self.reference, rng=rng)
+        return prompt_some(pairs, rng=rng)
 
     @torch.no_grad()
     def update(
         self,
         theta: Float[Tensor, "K D"],
-        metric: Float[Tensor, " K"],
-        prompt: Float[Tensor, " K"] | float,
+        metric: Values,
+        prompt: Prompts,
         *,
         rng: torch.Generator,
         steps: int | None = None,
@@ -150,44 +144,49 @@ class WeightGenerator:
 
         Args:
             theta: start networks.
-            metric: the metric each of them has on the validation split.
-            prompt: the metric each updated network shall have, or one for all.
+            metric: the metric each of them has on the validation split; by name, {"loss": ..., "error": ...},
+                every one that is prompted, and others do not matter.
+            prompt: the metric each updated network shall have, or one for all; by name any of `metrics`,
+                {"error": 0.05}. What is not prompted has no influence at all.
             rng: of the sampling noise.
             steps: sampling steps, evaluations of the model; default its own.
             sampler: "ddim", "ddpm", or another of SAMPLERS; default its own. With another sampling than its
-                own, prompts are what it is asked for, without calibration.
+                own, or other metrics than the main one alone, prompts are what it is asked for, without
+                calibration.
             trajectory: "even" or "optimal"; default its own.
             at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
             noise: what sampling begins with, standard normal; default drawn from rng.
 
         Raises:
-            ValueError: an unknown sampler, one that needs moments that it has not, or networks, metrics and
-                prompts that do not fit together.
+            ValueError: an unknown sampler, one that needs moments that it has not, networks, metrics and
+                prompts that do not fit together, or prompts of no metric, an unknown one, or no numbers.
         """
         sampling = self.sampling.changed(steps, sampler, trajectory)
         times, more = self._plan(sampling)
-        prompt = torch.as_tensor(prompt, dtype=metric.dtype, device=metric.device).expand(metric.shape)
-        if theta.shape != (len(metric), self.coordinates.spec.D) or metric.ndim != 1:
+        starts, prompts = conditions(self.metrics, metric, prompt)  # (K, M)
+        if theta.shape != (len(starts), self.coordinates.spec.D) or starts.ndim != 2:
             raise ValueError(
-                f"theta is {tuple(theta.shape)} and metric {tuple(metric.shape)}; expected "
+                f"theta is {tuple(theta.shape)} and metric {tuple(starts.shape[:-1])}; expected "
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
-        stretch = 1.0
-        if self.calibration is not None and sampling == self.sampling:
-            prompt, stretch = self.calibration.ask(prompt), self.calibration.stretch
+        stretch, main_alone = 1.0, list(by_name(prompt, self.metric)) == [self.metric]
+        if self.calibration is not None and sampling == self.sampling and main_alone:
+            prompts[:, 0], stretch = self.calibration.ask(prompts[:, 0]), self.calibration.stretch
         sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta.device), rng=rng, **more)
-        thetas, metrics, prompts = (each.split(at_once) for each in (theta, metric, prompt))
+        thetas, metrics, wishes = (each.split(at_once) for each in (theta, starts, prompts))
         noises = [None] * len(thetas) if noise is None else noise.split(at_once)
-        parts = zip(thetas, metrics, prompts, noises, strict=True)
+        parts = zip(thetas, metrics, wishes, noises, strict=True)
         made = torch.cat([self._sampled(*part, sample, rng) for part in parts])
         return made if stretch == 1 else torch.lerp(theta, made, stretch)
 
     def denoiser(
-        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, " B"], prompt: Float[Tensor, " B"]
+        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, "B M"], prompt: Float[Tensor, "B M"]
     ) -> Denoise:
-        """Of scaled updates of these networks, in the order of units that the layout wants."""
-        start = self.scaling.start(z)
-        metrics = torch.cat([self.scaling.metric(metric), self.scaling.metric(prompt)], -1)
+        """Of scaled updates of these networks, in the order of units that the layout wants.
+
+        A prompt of NaN is none.
+        """
+        start, metrics = self.scaling.start(z), self.scaling.condition(metric, prompt)
         return lambda x, t: self.model(x, t.expand(len(x)), start, metrics)
 
     def _sampled(
@@ -244,19 +243,22 @@ class WeightGenerator:
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(what config.json says, the tensors of normalization.safetensors); `from_parts` is the way back."""
         spec, symmetry = self.coordinates.spec, self.coordinates.symmetry
+        view, *more = self.scaling.views
         fields = {
             "format_version": FORMAT_VERSION,
-            "origin": asdict(self.origin),
+            "origin": self.origin.to_fields(),
             "spec": json.loads(spec.to_json()),
             "axes_to_perm": {name: list(axes) for name, axes in symmetry.axes_to_perm.items()},
             "model": asdict(self.model.config),
-            "metric_range": list(self.scaling.metric_range),
-            "metric_moments": list(self.scaling.metric_moments),
-            "log_metric": self.scaling.log_metric,
-            "from_best": self.scaling.from_best,
+            "metric_range": list(view.range),
+            "metric_moments": list(view.moments),
+            "log_metric": view.log,
+            "from_best": view.from_best,
             "sampling": asdict(self.sampling),
             "stretch": self.calibration.stretch if self.calibration else 1.0,
         }
+        if more:  # a generator of one metric is the very file that it was before there were several
+            fields["further_metrics"] = [asdict(each) for each in more]
         scales = {name: getattr(self.scaling, name) for name in SCALES}
         if self.reference is not None:
             scales[REFERENCE] = self.reference
@@ -272,15 +274,14 @@ class WeightGenerator:
     ) -> "WeightGenerator":
         """A generator with a new model, initialised from the seed."""
         coordinates = coordinates_of_parts(fields, tensors)
-        low, high = fields["metric_range"]
-        mean, std, log_mean, log_std = fields["metric_moments"]
-        scaling = Scaling(
-            **{name: tensors[name] for name in SCALES},
-            metric_range=(low, high),
-            log_metric=fields["log_metric"],
-            metric_moments=(mean, std, log_mean, log_std),
-            from_best=fields.get("from_best", False),  # generators saved before had none
-        )
+        main = {
+            "range": fields["metric_range"],
+            "log": fields["log_metric"],
+            "moments": fields["metric_moments"],
+            "from_best": fields.get("from_best", False),  # generators saved before had none
+        }
+        views = (MetricView.from_fields(each) for each in (main, *fields.get("further_metrics", ())))
+        scaling = Scaling(**{name: tensors[name] for name in SCALES}, views=tuple(views))
         config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
         made = cls.untrained(
             Origin.from_fields(fields["origin"]), coordinates, scaling, config, seed, reference

@@ -26,6 +26,18 @@ def _hole(generator: WeightGenerator) -> str:
     return f"; between {hole[0]:.4g} and {hole[1]:.4g} nothing was learned from" if hole else ""
 
 
+def _further_metrics(generator: WeightGenerator) -> str:
+    """A row for every metric but the main one."""
+    rows = []
+    for name in generator.metrics[1:]:
+        low, high = generator.range_of(name)
+        what = (
+            f"{generator.column_of(name)}, {generator.objective_of(name)}; seen from {low:.4g} to {high:.4g}"
+        )
+        rows.append(f"| or, alone or together | {what} |\n")
+    return "".join(rows)
+
+
 def save_changed(generator: WeightGenerator, source: Path, out: Path) -> None:
     """Write a generator that was loaded from `source` and changed since: what its training was stays."""
     training = json.loads((source / CONFIG).read_text())["training"]
@@ -49,7 +61,7 @@ Given a network, its {origin.prompted} and a prompted one, it makes the updated 
 | input | {origin.inputs or "as the task gives it"} |
 | metric | {origin.prompted}, {origin.objective}; \
 seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation{_hole(generator)} |
-| tokens | {config.tokens} |
+{_further_metrics(generator)}| tokens | {config.tokens} |
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |
 | coordinates | {layers or "parameters as they are"} |

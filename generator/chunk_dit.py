@@ -44,7 +44,7 @@ class ChunkDiT(Denoiser):
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
-        metrics: Float[Tensor, "B 4"],
+        metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
         condition, order = self._condition(t, metrics), self.get_buffer("order")
         noised, before = (z[:, order].split(self.sizes, 1) for z in (u_t, start))

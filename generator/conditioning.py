@@ -1,6 +1,8 @@
 """Scaling: the units in which the denoiser sees networks, updates and metrics."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,8 +16,57 @@ BEST_BAND = 0.02
 
 
 @dataclass(frozen=True)
+class MetricView:
+    """One metric as the denoiser sees it: standardised, and in a second view of it."""
+
+    range: tuple[float, float]
+    """Smallest and largest metric of all training checkpoints."""
+    log: bool
+    """Whether the metric's logarithm is the second view: of losses, where all of them are positive."""
+    moments: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
+    """Mean and standard deviation of the metric, and of its second view."""
+    from_best: bool = False
+    """Whether the second view is the logarithm of the distance to the best metric, for returns."""
+
+    @classmethod
+    def fit(
+        cls, metric: Float[Tensor, " P"], seen: Float[Tensor, " C"], objective: str = "min"
+    ) -> "MetricView":
+        """From the metrics of training pairs; `seen` are those of all training checkpoints."""
+        found = cls(
+            range=(float(seen.min()), float(seen.max())),
+            log=objective == "min" and bool((metric > 0).all()),
+            from_best=objective == "max",
+        )
+        first, second = found.features(metric).unbind(1)
+        moments = (
+            x for view in (first, second) for x in (float(view.mean()), float(view.std().clamp_min(1e-8)))
+        )
+        return replace(found, moments=tuple(moments))  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "MetricView":
+        """From what config.json says."""
+        low, high = fields["range"]
+        mean, std, other_mean, other_std = fields["moments"]
+        moments = (mean, std, other_mean, other_std)
+        return cls(range=(low, high), log=fields["log"], moments=moments, from_best=fields["from_best"])
+
+    def features(self, value: Float[Tensor, " B"]) -> Float[Tensor, "B 2"]:
+        """Standardised metric and a second view of it: the one tells bad ones apart, the other good ones."""
+        mean, std, other_mean, other_std = self.moments
+        low, high = self.range
+        other = torch.zeros_like(value)
+        if self.log:
+            other = value.clamp_min(max(low, 1e-6) / 10).log()
+        elif self.from_best:  # rising with the metric, too; many returns are the best there is
+            other = -((high - value).clamp_min(0) + BEST_BAND * max(high - low, 1e-6)).log()
+        return torch.stack([(value - mean) / std, (other - other_mean) / other_std], -1)
+
+
+@dataclass(frozen=True)
 class Scaling:
-    """Per-tensor scales of start networks and of updates, and the metric's range.
+    """Per-tensor scales of start networks and of updates, and the views of M metrics, the main one first.
 
     The denoiser predicts (z* - z_start) / update_scale, an update of unit size; a scale is one number for
     each parameter tensor, a layer's weight and bias sharing theirs where they are function-space coordinates.
@@ -24,18 +75,15 @@ class Scaling:
     start_mean: Float[Tensor, " Z"]
     start_scale: Float[Tensor, " Z"]
     update_scale: Float[Tensor, " Z"]
-    metric_range: tuple[float, float]
-    """Smallest and largest metric of all training checkpoints."""
-    log_metric: bool
-    """Whether the metric's logarithm is a second view of it: of losses, where all of them are positive."""
-    metric_moments: tuple[float, float, float, float]
-    """Mean and standard deviation of the metric, and of its second view."""
-    from_best: bool = False
-    """Whether the second view is the logarithm of the distance to the best metric, for returns."""
+    views: tuple[MetricView, ...]
 
     @classmethod
     def fit(
-        cls, coordinates: Coordinates, pairs: Pairs, seen: Float[Tensor, " C"], objective: str = "min"
+        cls,
+        coordinates: Coordinates,
+        pairs: Pairs,
+        seen: Float[Tensor, "C M"],
+        objectives: Sequence[str] = ("min",),
     ) -> "Scaling":
         """Scales from a sample of training pairs; `seen` are the metrics of all training checkpoints."""
         update = pairs.target - pairs.start
@@ -50,20 +98,18 @@ class Scaling:
             start_scale[index] = pairs.start[:, index].std().clamp_min(1e-8)
             update_scale[index] = update[:, index].square().mean().sqrt().clamp_min(1e-8)
         metric = torch.cat([pairs.start_metric, pairs.prompt])
-        found = cls(
-            start_mean,
-            start_scale,
-            update_scale,
-            (float(seen.min()), float(seen.max())),
-            objective == "min" and bool((metric > 0).all()),
-            (0.0, 1.0, 0.0, 1.0),
-            objective == "max",
-        )
-        first, second = found.metric(metric).unbind(1)
-        moments = (
-            x for view in (first, second) for x in (float(view.mean()), float(view.std().clamp_min(1e-8)))
-        )
-        return replace(found, metric_moments=tuple(moments))  # pyright: ignore[reportArgumentType]
+        views = (MetricView.fit(*each) for each in zip(metric.T, seen.T, objectives, strict=True))
+        return cls(start_mean, start_scale, update_scale, tuple(views))
+
+    @property
+    def metric_range(self) -> tuple[float, float]:
+        """Smallest and largest main metric of all training checkpoints."""
+        return self.views[0].range
+
+    @property
+    def num_features(self) -> int:
+        """What the denoiser knows of metrics and prompts, in numbers."""
+        return 4 if len(self.views) == 1 else 5 * len(self.views)
 
     def start(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:
         return (z - self.start_mean.to(z)) / self.start_scale.to(z)
@@ -74,16 +120,19 @@ class Scaling:
     def unscale_update(self, u: Float[Tensor, "B Z"]) -> Float[Tensor, "B Z"]:
         return u * self.update_scale.to(u)
 
-    def metric(self, value: Float[Tensor, " B"]) -> Float[Tensor, "B 2"]:
-        """Standardised metric and a second view of it: the one tells bad ones apart, the other good ones."""
-        mean, std, other_mean, other_std = self.metric_moments
-        low, high = self.metric_range
-        other = torch.zeros_like(value)
-        if self.log_metric:
-            other = value.clamp_min(max(low, 1e-6) / 10).log()
-        elif self.from_best:  # rising with the metric, too; many returns are the best there is
-            other = -((high - value).clamp_min(0) + BEST_BAND * max(high - low, 1e-6)).log()
-        return torch.stack([(value - mean) / std, (other - other_mean) / other_std], -1)
+    def condition(self, metric: Float[Tensor, "B M"], prompt: Float[Tensor, "B M"]) -> Float[Tensor, "B F"]:
+        """Features of the start networks' metrics and of prompts: four of each channel, and of several also
+        whether each is prompted, 1, or not, 0, all four then being 0. A prompt of NaN is none.
+        """
+        channels = zip(self.views, metric.unbind(1), prompt.unbind(1), strict=True)
+        features = [
+            torch.cat([view.features(was), view.features(wanted)], -1) for view, was, wanted in channels
+        ]
+        if len(features) == 1:
+            return features[0]
+        prompted = ~prompt.isnan().unsqueeze(-1)
+        known = torch.stack(features, 1).where(prompted, 0.0)  # (B, M, 4)
+        return torch.cat([known, prompted.to(known)], -1).flatten(1)
 
 
 @dataclass(frozen=True)

@@ -138,14 +138,15 @@ class Denoiser(nn.Module, ABC):
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
-        metrics: Float[Tensor, "B 4"],
+        metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
         """
         Args:
             u_t: noised scaled update.
             t: diffusion time in [0, 1].
             start: scaled start network.
-            metrics: scaled metric of the start network and prompt, two features each.
+            metrics: scaled metric of the start network and prompt, two features each, of one metric; of
+                several, `Scaling.condition`.
         """
 
     def training_times(self, num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
@@ -155,6 +156,11 @@ class Denoiser(nn.Module, ABC):
     def timesteps(self, num: int) -> Float[Tensor, " {num}+1"]:
         """Times along which it is sampled in `num` steps, from noise down to 0."""
         return timesteps(num)
+
+    def condition_on(self, num_features: int) -> None:
+        """Make a fresh model one that sees so many features of metrics, of several metrics more than 4."""
+        self.metrics = ScalarEmbedding(num_features, self.config.width)
+        _xavier(self.metrics)
 
     def _build_trunk(self, blocks: Sequence[nn.Module]) -> None:
         """Everything between the first and the last layer; subclasses call it between making these."""
@@ -166,11 +172,7 @@ class Denoiser(nn.Module, ABC):
         self.modulation = nn.Linear(width, 2 * width)
 
     def _initialise(self, outputs: Sequence[nn.Module | None]) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _xavier(self)
         zeroed = [self.modulation, *outputs, *[block.modulation for block in self.blocks]]
         for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the output as "no update"
             if isinstance(layer, nn.Linear):
@@ -182,6 +184,14 @@ class Denoiser(nn.Module, ABC):
     def _last_norm(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
         return torch.addcmul(shift, self.norm(x), 1 + scale)
+
+
+def _xavier(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class WeightDiT(Denoiser):
@@ -204,7 +214,7 @@ class WeightDiT(Denoiser):
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
-        metrics: Float[Tensor, "B 4"],
+        metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
         condition = self._condition(t, metrics)
         *units, rest = self.tokens.parts

@@ -1,7 +1,7 @@
 """Evaluation on held-out runs and the test split: does the generator do as prompted, and what is it worth?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,23 +144,42 @@ def prompt_grid(
     start = task.evaluate(theta, "validation")[generator.metric]
     best = generator.best_metric if best is None else best
     prompts = linear_prompts(best, start, task.prompt_start, num_prompts)
+    sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory}
+    return {"prompts": prompts} | grid_of_prompts(
+        generator, task, theta, {generator.metric: prompts}, seed=seed, **sampled
+    )
+
+
+def grid_of_prompts(
+    generator: WeightGenerator,
+    task: Task,
+    theta: Float[Tensor, "N D"],
+    prompts: Mapping[str, Float[Tensor, "N P"]],
+    *,
+    seed: int,
+    steps: int | None = None,
+    sampler: str | None = None,
+    trajectory: str | None = None,
+) -> dict[str, Any]:
+    """One update of every start network for every prompt of some metrics, given by name: {"theta": (N, P, D),
+    metric: (N, P), "networks_per_s": float}.
+    """
     columns = []
-    for k in range(num_prompts):
-        rng = seeded(seed, k)
+    for k in range(next(iter(prompts.values())).shape[1]):
         made = prompt_networks(
             generator,
             task,
             theta,
-            prompts[:, k],
-            rng=rng,
+            {name: wishes[:, k] for name, wishes in prompts.items()},
+            rng=seeded(seed, k),
             steps=steps,
             sampler=sampler,
             trajectory=trajectory,
         )
         columns.append(made)
     names = columns[0].achieved[-1]
-    rate = prompts.numel() / sum(c.sampling_s for c in columns)
-    made = {"prompts": prompts, "theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
+    rate = len(theta) * len(columns) / sum(c.sampling_s for c in columns)
+    made = {"theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
     return made | {name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names}
 
 

@@ -40,8 +40,8 @@ class HeldOutLoss:
         Raises:
             ValueError: there is no such run.
         """
-        num_runs = zoo.header.num_runs
-        reservoir = reservoir_of(zoo, generator.coordinates, first, num_runs, num_runs)
+        num_runs, columns = zoo.header.num_runs, generator.origin.columns
+        reservoir = reservoir_of(zoo, generator.coordinates, first, num_runs, num_runs, columns=columns)
         if not len(reservoir):
             raise ValueError(
                 f"zoo {zoo.path} has no finished held-out runs (ids from {first}); "

@@ -21,18 +21,18 @@ def inside(metric: Float[Tensor, "*any"], hole: Hole) -> Bool[Tensor, "*any"]:
 
 
 def without_hole(runs: Runs, hole: Hole | None) -> Runs:
-    """Runs without their checkpoints in the hole, as many of each as before.
+    """Runs without their checkpoints whose main metric lies in the hole, as many of each as before.
 
     The checkpoints that are left are spread evenly, in their order, over the places of all, so that some come
     twice; of a run that lies in the hole altogether the metrics become NaN, and nothing is learned from it.
     """
     if hole is None:
         return runs
-    kept = ~inside(runs.metric, hole)
+    kept = ~inside(runs.metric[..., 0], hole)
     count, num = kept.sum(1, keepdim=True), runs.metric.shape[1]
     rank = (torch.arange(num) * count).div(num, rounding_mode="floor")  # of the checkpoint for each place
     places = (~kept).int().argsort(dim=1, stable=True).gather(1, rank)
-    metric = runs.metric.gather(1, places)
+    metric = runs.metric.gather(1, places.unsqueeze(-1).expand_as(runs.metric))
     metric[count.squeeze(1) == 0] = torch.nan
     return Runs(runs.z.gather(1, places.unsqueeze(-1).expand_as(runs.z)), metric)
 

@@ -1,6 +1,6 @@
 """Layouts: what the tokens of a network are, and in which order of its units the denoiser sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,13 @@ from .rebasin import match
 def fit_scaling(
     coordinates: Coordinates,
     reservoir: Reservoir,
-    seen: Float[Tensor, " C"],
-    objective: str,
+    seen: Float[Tensor, "C M"],
+    objectives: Sequence[str],
     *,
     rng: torch.Generator,
 ) -> Scaling:
     """Scales of every tensor from 20,000 training pairs; `seen`: metrics of all training checkpoints."""
-    return Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, objective)
+    return Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, objectives)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Layout:
     sorts: bool = False
     """The start network's units are brought into the order of a reference network, the target's with them."""
     fit_scaling: Callable[..., Scaling] = fit_scaling
-    """(coordinates, reservoir of training runs, seen metrics, objective, *, rng) -> the units it works in."""
+    """(coordinates, reservoir of training runs, seen metrics, objectives, *, rng) -> its units."""
 
 
 def units(coordinates: Coordinates, config: DiTConfig) -> Denoiser:

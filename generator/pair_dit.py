@@ -130,7 +130,7 @@ class PairDiT(Denoiser):
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
-        metrics: Float[Tensor, "B 4"],
+        metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
         condition = self._condition(t, metrics)
         both = torch.stack([u_t, start], 1)  # (B, 2, Z)

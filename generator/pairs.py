@@ -9,29 +9,32 @@ from torch import Tensor
 
 
 class Runs(NamedTuple):
-    """Checkpoints of R runs at S steps, in the generator's coordinates."""
+    """Checkpoints of R runs at S steps, in the generator's coordinates, with M metrics, the main first."""
 
     z: Float[Tensor, "R S Z"]
-    metric: Float[Tensor, "R S"]
+    metric: Float[Tensor, "R S M"]
 
 
 class Pairs(NamedTuple):
-    """B examples: from the start network and its metric to the target, whose metric is the prompt."""
+    """B examples: from the start network and its metrics to the target, whose metrics are the prompts.
+
+    A prompt of NaN is none: the denoiser then sees neither it nor the start network's metric.
+    """
 
     start: Float[Tensor, "B Z"]
-    start_metric: Float[Tensor, " B"]
+    start_metric: Float[Tensor, "B M"]
     target: Float[Tensor, "B Z"]
-    prompt: Float[Tensor, " B"]
+    prompt: Float[Tensor, "B M"]
 
 
 class Reservoir:
     """The runs that pairs are drawn from: a window over a stream of runs, the oldest replaced first.
 
     Pairs are stratified. Of the targets, half are drawn by a metric level uniform between the extremes of the
-    window, half uniformly among checkpoints, so that every level is a target: a uniform choice of steps
-    starves the early, steep part of training (Peebles et al. 2022 drew 3e-5 of their targets from three
-    quarters of their prompts' range). Half of the starts are initialisations, the others uniform among the
-    checkpoints before the target. A run is usable up to its first non-finite number.
+    window (of several metrics, of each in turn), half uniformly among checkpoints, so that every level is a
+    target: a uniform choice of steps starves the early, steep part of training (Peebles et al. 2022 drew 3e-5
+    of their targets from three quarters of their prompts' range). Half of the starts are initialisations, the
+    others uniform among the checkpoints before the target. A run is usable up to its first non-finite number.
     """
 
     def __init__(self, capacity_runs: int, *, levels: int = 64):
@@ -49,11 +52,11 @@ class Reservoir:
         """Add runs, at most `capacity_runs` at once, in the place of the oldest."""
         if self.begin == self.end:
             self._z = torch.empty(self.capacity_runs, *runs.z.shape[1:])
-            self._metric = torch.empty(self.capacity_runs, runs.metric.shape[1])
+            self._metric = torch.empty(self.capacity_runs, *runs.metric.shape[1:])
             self._usable = torch.zeros(self.capacity_runs, runs.metric.shape[1], dtype=torch.bool)
         places = (self.end + torch.arange(len(runs.z))) % self.capacity_runs
         self._z[places], self._metric[places] = runs.z, runs.metric
-        self._usable[places] = (runs.metric.isfinite() & runs.z.isfinite().all(-1)).cumprod(1).bool()
+        self._usable[places] = (runs.metric.isfinite().all(-1) & runs.z.isfinite().all(-1)).cumprod(1).bool()
         self.end += len(runs.z)
         self._index = None
 
@@ -62,12 +65,11 @@ class Reservoir:
         if not len(self):
             raise ValueError("no runs to draw pairs from: the zoo has no finished training runs")
         if self._index is None:
-            self._index = self._levels()
-        order, first, count = self._index
-        num_steps = self._metric.shape[1]
-        level = torch.randint(len(count), (num,), generator=rng)
-        within = (torch.rand(num, generator=rng, dtype=torch.float64) * count[level]).long()
-        by_level = order[first[level] + within]
+            self._index = [self._levels(i) for i in range(self._metric.shape[2])]
+        num_steps, place = self._metric.shape[1], torch.arange(num)
+        drawn = [_by_level(*levels, num, rng) for levels in self._index]
+        by_level = torch.stack(drawn)[place % len(drawn), place]
+        order, _, _ = self._index[0]
         by_order = order[torch.randint(len(order), (num,), generator=rng)]
         target = torch.where(torch.rand(num, generator=rng) < 0.5, by_level, by_order)
         run, j = target // num_steps, target % num_steps
@@ -84,25 +86,26 @@ class Reservoir:
         return self._z.flatten(0, 1)[chosen]
 
     def best(self, objective: str) -> Float[Tensor, " Z"]:
-        """The usable checkpoint of the window with the best metric."""
-        order, _, _ = self._levels()
-        values = self._metric.flatten()[order]
+        """The usable checkpoint of the window with the best main metric."""
+        order, _, _ = self._levels(0)
+        values = self._metric[..., 0].flatten()[order]
         chosen = order[values.argmin() if objective == "min" else values.argmax()]
         return self._z.flatten(0, 1)[chosen].clone()
 
-    def whole_runs(self) -> tuple[Float[Tensor, "R S Z"], Float[Tensor, "R S"], Int[Tensor, " W"]]:
+    def whole_runs(self) -> tuple[Float[Tensor, "R S Z"], Float[Tensor, "R S M"], Int[Tensor, " W"]]:
         """(coordinates, metrics, the places of runs that are usable to their end)"""
         whole = self._usable.all(1).nonzero().squeeze(1) if len(self) else torch.zeros(0, dtype=torch.long)
         if not len(whole):
             raise ValueError("no runs to draw pairs from: no training run of the zoo is finite throughout")
         return self._z, self._metric, whole
 
-    def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Usable checkpoints ordered by metric level: (flat index, first of each level, how many of each)."""
+    def _levels(self, metric: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Usable checkpoints ordered by a metric's level: (flat index, first of each level, how many of
+        each)."""
         usable = self._usable.flatten().nonzero().squeeze(1)
         if not self._usable[:, 1:].any():
             raise ValueError("all training runs of the zoo diverged at once: there is nothing to learn from")
-        values = self._metric.flatten()[usable]
+        values = self._metric[..., metric].flatten()[usable]
         low, high = values.min(), values.max()
         level = (
             ((values - low) / (high - low).clamp_min(1e-12) * self.levels).long().clamp_max(self.levels - 1)
@@ -111,6 +114,13 @@ class Reservoir:
         count = torch.bincount(level, minlength=self.levels)
         first = count.cumsum(0) - count
         return usable[by_level], first[count > 0], count[count > 0]
+
+
+def _by_level(order: Tensor, first: Tensor, count: Tensor, num: int, rng: torch.Generator) -> Tensor:
+    """Checkpoints of levels drawn uniformly, as flat indices."""
+    level = torch.randint(len(count), (num,), generator=rng)
+    within = (torch.rand(num, generator=rng, dtype=torch.float64) * count[level]).long()
+    return order[first[level] + within]
 
 
 def sample_by_spacing(reservoir: Reservoir, num: int, *, rng: torch.Generator) -> Pairs:

@@ -165,8 +165,13 @@ def prompted_achieved(
     achieved: Float[Tensor, "seeds N P"],
     retrieved: Float[Tensor, "N P"],
     label: str,
+    *,
+    name: str = "prompted",
 ) -> str:
-    """Prompts against what the generated networks achieve, the retrieval control beside them."""
+    """Prompts against what the generated networks achieve, the retrieval control beside them.
+
+    `name` is the figure's own on a page with several.
+    """
     asked, got = _finite(prompts, achieved)
     asked_first, looked = _finite(prompts[0], retrieved)
 
@@ -182,7 +187,7 @@ def prompted_achieved(
         ax.set(xlabel=f"prompted {label.removeprefix('test ')}", ylabel=f"achieved {label}")
         legend(ax)
 
-    return _svg("prompted", f"prompted against achieved {label}", paint)
+    return _svg(name, f"prompted against achieved {label}", paint)
 
 
 def alignments(made: Float[Tensor, " M"], retrieved: Float[Tensor, " N"]) -> str:

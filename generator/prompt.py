@@ -1,7 +1,7 @@
 """Prompting: one update, or one after the other, of fresh networks or of the user's own."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ckpt_factory import ParamSpec, Task
 from ckpt_factory.files import atomic_path
 
 from .artefact import WeightGenerator
+from .channels import by_name, check_names
 
 MEASURED_AT_ONCE = 1024
 """Networks whose metrics are measured at once: memory does not grow with their number."""
@@ -26,7 +27,8 @@ class Prompted:
 
     theta: Float[Tensor, "K D"]
     """The last update's networks."""
-    prompt: Float[Tensor, " K"]
+    prompts: dict[str, Float[Tensor, " K"]]
+    """Of every metric that was prompted, by name: loss, error."""
     start: dict[str, Float[Tensor, " K"]]
     """Metrics of the start networks, by column: validation_loss, test_error, ..."""
     achieved: list[dict[str, Float[Tensor, " K"]]]
@@ -44,7 +46,7 @@ def prompt_networks(
     generator: WeightGenerator,
     task: Task,
     theta: Float[Tensor, "K D"],
-    prompt: Float[Tensor, " K"],
+    prompt: Float[Tensor, " K"] | Mapping[str, Float[Tensor, " K"]],
     *,
     rng: torch.Generator,
     updates: int = 1,
@@ -55,21 +57,26 @@ def prompt_networks(
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
     The generator is conditioned on validation metrics; test metrics are measured for the report alone.
+
+    Args:
+        prompt: of the main metric, or of any metrics by name.
     """
     if updates < 1:
         raise ValueError(f"updates is {updates}; expected at least 1")
+    prompts = {name: torch.as_tensor(wish) for name, wish in by_name(prompt, generator.metric).items()}
+    check_names(generator.metrics, list(prompts))
     start = now = _measured(task, theta)
     achieved, sampling_s = [], 0.0
     for _ in range(updates):
-        metric = now[generator.origin.prompted]
+        metrics = {name: now[generator.column_of(name)] for name in prompts}
         began = time.perf_counter()
         theta = generator.update(
-            theta, metric, prompt, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
+            theta, metrics, prompts, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
         )
         sampling_s += time.perf_counter() - began
         now = _measured(task, theta)
         achieved.append(now)
-    return Prompted(theta, prompt, start, achieved, sampling_s)
+    return Prompted(theta, prompts, start, achieved, sampling_s)
 
 
 def _measured(task: Task, theta: Tensor) -> dict[str, Tensor]:
@@ -77,23 +84,27 @@ def _measured(task: Task, theta: Tensor) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[str]:
-    """Warnings for prompts outside of what the zoo has seen.
+def check_prompts(
+    generator: WeightGenerator, prompts: Sequence[float], metric: str | None = None
+) -> list[str]:
+    """Warnings for prompts of a metric, default the main one, outside of what the zoo has seen.
 
     Raises:
-        ValueError: a prompt is not a finite number.
+        ValueError: a prompt is not a finite number, or the generator knows no such metric.
     """
-    low, high = generator.scaling.metric_range
+    metric = generator.metric if metric is None else metric
+    check_names(generator.metrics, [metric])
+    low, high = generator.range_of(metric)
     for prompt in prompts:
         if not torch.isfinite(torch.tensor(prompt)):
             raise ValueError(
-                f"prompt is {prompt}; expected a finite {generator.metric}, like {generator.best_metric:.3g}"
+                f"prompt is {prompt}; expected a finite {metric}, like {generator.best_of(metric):.3g}"
             )
     outside = [prompt for prompt in prompts if not low <= prompt <= high]
     if not outside:
         return []
     return [
-        f"prompted {generator.metric} {', '.join(f'{p:g}' for p in outside)} lies outside of what the zoo "
+        f"prompted {metric} {', '.join(f'{p:g}' for p in outside)} lies outside of what the zoo "
         "has seen, "
         f"{low:.4g} to {high:.4g}: expect no more than the nearest end of that range"
     ]
@@ -101,18 +112,19 @@ def check_prompts(generator: WeightGenerator, prompts: Sequence[float]) -> list[
 
 def check_made(generator: WeightGenerator, made: Prompted) -> list[str]:
     """Warnings for start networks unlike any in the zoo, and for networks that came out broken."""
-    low, high = generator.scaling.metric_range
-    column, warnings = generator.origin.prompted, []
-    starts, beyond = made.start[column], 0.5 * (high - low)  # worse by less than that is no matter
-    lowest, highest = (low, high + beyond) if generator.origin.objective == "min" else (low - beyond, high)
-    strange = starts[~((starts >= lowest) & (starts <= highest))]
-    if len(strange):
-        warnings.append(
-            f"{len(strange)} start networks have a {column} outside of what the zoo has seen, {low:.4g} to "
-            f"{high:.4g} (like {float(strange[0]):.4g}): expect little of their updates"
-        )
-    if broken := int((~made.achieved[-1][column].isfinite()).sum()):
-        warnings.append(f"{broken} of the networks made have no finite {column}")
+    warnings = []
+    for name in made.prompts:
+        (low, high), column = generator.range_of(name), generator.column_of(name)
+        starts, beyond = made.start[column], 0.5 * (high - low)  # worse by less than that is no matter
+        least, most = (low, high + beyond) if generator.objective_of(name) == "min" else (low - beyond, high)
+        strange = starts[~((starts >= least) & (starts <= most))]
+        if len(strange):
+            warnings.append(
+                f"{len(strange)} start networks have a {column} outside of what the zoo has seen, {low:.4g} "
+                f"to {high:.4g} (like {float(strange[0]):.4g}): expect little of their updates"
+            )
+        if broken := int((~made.achieved[-1][column].isfinite()).sum()):
+            warnings.append(f"{broken} of the networks made have no finite {column}")
     return warnings
 
 

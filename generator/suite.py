@@ -11,11 +11,13 @@ from ckpt_factory import RunPlan, Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 
+from . import several
 from .amortise import clocked
 from .artefact import WeightGenerator
 from .evaluate import HeldOut, networks_of_metric, training_checkpoints, training_starts
 from .extrapolation import beyond_the_best, in_the_hole
 from .finetune import KINDS, nearest_of_runs, tuned
+from .hole import outside
 from .prompt import Prompted, prompt_networks
 from .rivals import RIVALS, Arena, rival
 from .starts import recursive_curves
@@ -72,6 +74,9 @@ class Material:
     held_out: HeldOut
     best: float
     """The best prompt."""
+    num_prompts: int = 20
+    """Of each metric that is prompted, where there are several."""
+    num_seeds: int = 3
 
     @property
     def starts(self) -> Tensor:
@@ -89,6 +94,11 @@ class Material:
 
     def training(self) -> dict[str, Tensor]:
         return training_checkpoints(self.zoo, self.generator.origin.num_training_runs)
+
+    def learned_from(self) -> dict[str, Tensor]:
+        """Without what a hole has left out."""
+        origin = self.generator.origin
+        return outside(self.training(), origin.prompted, origin.hole)
 
 
 def _beyond(m: Material, config: SuiteConfig, _: str) -> Found:
@@ -140,6 +150,16 @@ def _walk(m: Material, config: SuiteConfig, _: str) -> Found:
     return latent_walk(m.generator, m.task, m.starts[0], frames=config.walk, prompt=m.best, seed=0)
 
 
+def _alone(m: Material, config: SuiteConfig, metric: str) -> Found:
+    repeated = {"num_prompts": m.num_prompts, "num_seeds": m.num_seeds}
+    return several.alone(m.generator, m.task, m.starts, m.learned_from(), metric, **repeated)
+
+
+def _together(m: Material, config: SuiteConfig, _: str) -> Found:
+    repeated = {"num_prompts": m.num_prompts, "num_seeds": m.num_seeds}
+    return several.together(m.generator, m.task, m.starts, m.learned_from(), best=m.best, **repeated)
+
+
 PARTS: dict[str, Callable[[Material, SuiteConfig, str], Found]] = {
     "beyond": _beyond,
     "hole": _hole,
@@ -148,6 +168,8 @@ PARTS: dict[str, Callable[[Material, SuiteConfig, str], Found]] = {
     "tuned": _tuned,
     "clocks": _clocks,
     "walk": _walk,
+    "alone": _alone,
+    "together": _together,
 }
 
 
@@ -155,6 +177,8 @@ def parts_of(config: SuiteConfig, generator: WeightGenerator) -> list[tuple[str,
     """(part, what of it) for all that is to be done, the longest first."""
     found = [("rival", name) for name in RIVALS] + [("recursion", "")] if config.rivals else []
     found += [("tuned", kind) for kind in KINDS] if config.fine_tune else []
+    found += [("together", "")] if len(generator.metrics) > 1 else []
+    found += [("alone", name) for name in generator.metrics[1:]]  # the main one is what all else is about
     found += [("walk", "")] if config.walk else []
     found += [("beyond", "")] if config.beyond else []
     found += [("hole", "")] if generator.origin.hole is not None else []

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from . import suite_plots
+from . import plots, suite_plots
 from .amortise import WAYS
 from .evidence import Evidence, label
 from .finetune import KINDS
@@ -32,6 +32,10 @@ def chapters(e: Evidence) -> list[Chapter]:
             f"rival_generator_{e.column}",
             ("rivals", "Against other optimizers", rivals, ("rival_sgd_steps",)),
         ),
+        (
+            f"together_{e.generator.metric}_prompts",
+            ("several", "Several metrics", several, ()),
+        ),
         ("beyond_prompts", ("beyond", "Beyond the best", beyond, (f"beyond_{e.column}",))),
         ("hole_prompts", ("hole", "What was never seen", hole, (f"hole_{e.generator.origin.prompted}",))),
         ("finetune_epochs", ("finetune", "As an initialisation", fine_tuning, ())),
@@ -39,6 +43,37 @@ def chapters(e: Evidence) -> list[Chapter]:
         ("walk_theta", ("walk", "A walk through the noise", walk, (f"walk_{e.column}",))),
     ]
     return [chapter for needed, chapter in known if e.has(needed)]
+
+
+def several(e: Evidence) -> str:
+    """Each metric prompted alone, and all together."""
+    main, *others = e.generator.metrics
+    drawn, rows = [], []
+    for name in (main, *others):
+        alone = "" if name == main else f"channel_{name}_"
+        for what, prefix in (("alone", alone), ("together", f"together_{name}_")):
+            values = [e.result.get(f"{prefix}{key}prompt_alignment") for key in ("", "retrieval_")]
+            spread = e.result.get(f"{prefix}prompt_alignment_std_over_seeds")
+            ours = show(values[0], 3) + ("" if spread is None else f" <small>± {show(spread, 1)}</small>")
+            chance = e.result.get(f"{prefix}without_its_prompt")
+            rows.append((f"{label(name)}, {what}", ours, show(values[1], 3), show(chance, 3)))
+    for name, prefix in [(name, f"channel_{name}") for name in others] + [
+        (name, f"together_{name}") for name in (main, *others)
+    ]:
+        asked, got, looked = (
+            e.arrays[f"{prefix}_{key}"] for key in ("prompts", "achieved_test", "retrieved_test")
+        )
+        asked = asked.expand(got.shape)
+        svg = plots.prompted_achieved(asked, got, looked, f"test {name.replace('_', ' ')}", name=prefix)
+        how = "all prompted at once" if prefix.startswith("together") else "prompted by itself"
+        drawn.append((svg, f"{label(name).capitalize()}, {how}."))
+    heads = ("Prompt alignment", "generated", "retrieval", "without its prompt")
+    words = ", ".join(label(name) for name in (main, *others))
+    return f"""<p>This generator may be prompted for {words}, any of them alone or together. Together, each
+{label(main)} is prompted with what the training checkpoint of the nearest {label(main)} has of the others,
+which some network can have. Without its prompt: how well the same {" and ".join(map(label, others))} would
+be met with {label(main)} alone prompted.</p>
+{table(*rows, heads=heads)}{figures(*drawn)}"""
 
 
 def rivals(e: Evidence) -> str:

@@ -237,7 +237,7 @@ def errors(
     u0 = scaling.update(pairs.start, pairs.target)
     t = t.to(u0)
     noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
-    metrics = torch.cat([scaling.metric(pairs.start_metric), scaling.metric(pairs.prompt)], -1)
+    metrics = scaling.condition(pairs.start_metric, pairs.prompt)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)
     return predicted.float() - u0
 

@@ -37,8 +37,9 @@ def measure_moments(
             "evaluate on: hold out more when training"
         )
     second_half = first + (end - first + 1) // 2
-    training = reservoir_of(zoo, generator.coordinates, 0, first, MOST_RUNS, hole)
-    held_out = reservoir_of(zoo, generator.coordinates, second_half, end, MOST_RUNS, hole)
+    columns = generator.origin.columns
+    training = reservoir_of(zoo, generator.coordinates, 0, first, MOST_RUNS, hole, columns)
+    held_out = reservoir_of(zoo, generator.coordinates, second_half, end, MOST_RUNS, hole, columns)
     if not len(held_out):
         raise ValueError(
             f"zoo {zoo.path} has no finished runs from {second_half} on; finish it with `theta make`"

@@ -1,11 +1,13 @@
 """The published transformer as a denoiser among others: its units, its times, its conditioning."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..chunk_dit import CHUNK
-from ..conditioning import Scaling
+from ..conditioning import MetricView, Scaling
 from ..coordinates import Coordinates
 from ..diffusion import alpha_sigma
 from ..dit import Denoiser, DiTConfig
@@ -27,17 +29,15 @@ def published_scaling(coefficient: float, size: int, metric_range: tuple[float, 
         start_mean=torch.zeros(size),
         start_scale=scale,
         update_scale=scale.clone(),
-        metric_range=metric_range,
-        log_metric=False,
-        metric_moments=(0.0, 1.0, 0.0, 1.0),
+        views=(MetricView(range=metric_range, log=False),),
     )
 
 
 def fit_published_scaling(
     coordinates: Coordinates,
     reservoir: Reservoir,
-    seen: Float[Tensor, " C"],
-    objective: str,
+    seen: Float[Tensor, "C 1"],
+    objectives: Sequence[str],
     *,
     rng: torch.Generator,
 ) -> Scaling:

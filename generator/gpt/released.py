@@ -187,7 +187,8 @@ def generator_of_released(path: Path, name: ReleaseName, weights: Weights = "ema
         num_training_runs=release.num_training_runs,
     )
     scaling = published_scaling(release.coefficient, coordinates.Z, release.metric_range)
-    scaling = replace(scaling, metric_moments=(0.0, 1 / release.per_unit, 0.0, 1.0))
+    view = replace(scaling.views[0], moments=(0.0, 1 / release.per_unit, 0.0, 1.0))
+    scaling = replace(scaling, views=(view,))
     # what is cut at 2048 is cut nowhere: every tensor of cartpole's is one token, as published
     size = {each: getattr(config, each) for each in ("chunk", "width", "depth", "heads", "mlp_ratio")}
     assert coordinates.order.device.type == "cpu", "made here, and kept, rather than below"

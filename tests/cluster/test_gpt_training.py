@@ -55,7 +55,7 @@ def test_a_zoo_is_prepared_in_the_published_units(digits: Task, digits_zoo: Zoo,
     theta = torch.cat([digits_zoo.read_unit(unit).theta[:, :].flatten(0, 1) for unit in (0, 1)])
     # of the first 18 of 24 runs, of which two shards of three are 16: much the same numbers
     assert abs(0.538 * scale / float(theta.float().std()) - 1) < 0.05
-    assert torch.equal(made.scaling.metric(torch.tensor([0.7]))[:, 0], torch.tensor([0.7]))
+    assert torch.equal(made.scaling.views[0].features(torch.tensor([0.7]))[:, 0], torch.tensor([0.7]))
 
 
 @pytest.mark.ray

@@ -12,11 +12,13 @@ from ckpt_factory.tasks import ImageData, MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.tasks.data import digits as digits_data
 from ckpt_factory.zoo import Zoo
-from generator.artefact import Origin, WeightGenerator
+from generator.artefact import WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
+from generator.origin import Origin
 from generator.pairs import Reservoir, Runs
+from generator.reading import metrics_of
 
 TRAINING_RUNS = 13
 """Of the 24 runs of `digits_zoo`; in the middle of its second shard of three."""
@@ -104,7 +106,7 @@ def fitted(digits: Task, digits_zoo: Zoo, config: DiTConfig) -> WeightGenerator:
         kept = rows.run_ids < TRAINING_RUNS
         theta = rows.theta[kept]
         z = coordinates.encode(theta.flatten(0, 1)).unflatten(0, theta.shape[:2])
-        reservoir.push(Runs(z, rows.metrics[digits_zoo.header.prompted][kept]))
+        reservoir.push(Runs(z, metrics_of(rows, (digits_zoo.header.prompted,))[kept]))
     pairs = reservoir.sample(500, rng=seeded(0))
     scaling = Scaling.fit(coordinates, pairs, pairs.prompt)
     origin = Origin.of_zoo(digits_zoo, TRAINING_RUNS)

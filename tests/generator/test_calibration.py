@@ -117,7 +117,7 @@ class PartOfTheWay(Denoiser):
         z = generator.coordinates.encode(theta)
         self.starts = generator.scaling.start(z)
         self.updates = generator.scaling.update(z, generator.coordinates.encode(ends))
-        self.best = generator.scaling.metric(torch.tensor([generator.best_metric]))[0, 1]
+        self.best = generator.scaling.views[0].features(torch.tensor([generator.best_metric]))[0, 1]
         self.share = share
 
     def forward(self, u_t: Tensor, t: Tensor, start: Tensor, metrics: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from .conftest import TRAINING_RUNS
 
 
 def ranged(generator: WeightGenerator, low: float, high: float, objective: str) -> WeightGenerator:
-    scaling = replace(generator.scaling, metric_range=(low, high))
+    (view,) = generator.scaling.views
+    scaling = replace(generator.scaling, views=(replace(view, range=(low, high)),))
     return replace(generator, scaling=scaling, origin=replace(generator.origin, objective=objective))
 
 

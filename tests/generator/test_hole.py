@@ -15,7 +15,7 @@ HOLE = (0.3, 0.7)
 
 def runs_of(metric: torch.Tensor) -> Runs:
     """Networks whose only coordinate is their metric."""
-    return Runs(metric.unsqueeze(-1).clone(), metric)
+    return Runs(metric.unsqueeze(-1).clone(), metric.unsqueeze(-1))
 
 
 def test_no_pair_begins_or_ends_in_the_hole() -> None:
@@ -27,16 +27,16 @@ def test_no_pair_begins_or_ends_in_the_hole() -> None:
         assert not inside(values, HOLE).any()
         assert (values <= HOLE[0]).any()
         assert (values >= HOLE[1]).any()
-    assert torch.equal(pairs.start[:, 0], pairs.start_metric)
-    assert torch.equal(pairs.target[:, 0], pairs.prompt)
+    assert torch.equal(pairs.start, pairs.start_metric)
+    assert torch.equal(pairs.target, pairs.prompt)
 
 
 def test_what_is_left_keeps_its_order_and_spreads_evenly() -> None:
     metric = torch.tensor([[0.9, 0.8, 0.6, 0.5, 0.4, 0.2]])
-    found = without_hole(runs_of(metric), HOLE).metric
+    found = without_hole(runs_of(metric), HOLE).metric.squeeze(2)
     assert torch.equal(found, torch.tensor([[0.9, 0.9, 0.8, 0.8, 0.2, 0.2]]))
     untouched = torch.tensor([[0.9, 0.8, 0.7, 0.3, 0.2, 0.1]])  # its edges are no part of a hole
-    assert torch.equal(without_hole(runs_of(untouched), HOLE).metric, untouched)
+    assert torch.equal(without_hole(runs_of(untouched), HOLE).metric.squeeze(2), untouched)
 
 
 def test_a_run_altogether_in_the_hole_teaches_nothing() -> None:
@@ -45,7 +45,7 @@ def test_a_run_altogether_in_the_hole_teaches_nothing() -> None:
     assert found.metric[0].isnan().all()
     reservoir = Reservoir(2)
     reservoir.push(found)
-    assert set(reservoir.sample(99, rng=torch.Generator().manual_seed(0)).prompt.tolist()) <= {
+    assert set(reservoir.sample(99, rng=torch.Generator().manual_seed(0)).prompt[:, 0].tolist()) <= {
         float(torch.tensor(0.9)),
         float(torch.tensor(0.1)),
     }
@@ -53,7 +53,7 @@ def test_a_run_altogether_in_the_hole_teaches_nothing() -> None:
 
 def test_a_run_that_diverges_is_usable_up_to_there() -> None:
     metric = torch.tensor([[0.9, 0.5, 0.2, torch.nan]])
-    found = without_hole(runs_of(metric), HOLE).metric
+    found = without_hole(runs_of(metric), HOLE).metric.squeeze(2)
     assert found[0, :3].tolist() == pytest.approx([0.9, 0.9, 0.2])
     assert found[0, 3].isnan()
 
@@ -61,7 +61,9 @@ def test_a_run_that_diverges_is_usable_up_to_there() -> None:
 def test_no_hole_changes_nothing() -> None:
     runs = runs_of(torch.rand(3, 5))
     assert without_hole(runs, None) is runs
-    assert outside({"validation_loss": runs.metric[0]}, "validation_loss", None).keys() == {"validation_loss"}
+    assert outside({"validation_loss": runs.metric[0, :, 0]}, "validation_loss", None).keys() == {
+        "validation_loss"
+    }
 
 
 def test_columns_lose_the_checkpoints_in_the_hole() -> None:

@@ -133,7 +133,7 @@ def test_chunks_never_cross_parameters(deep: MLPClassifier) -> None:
 def pairs_of(coordinates: Coordinates, num: int = 6) -> Pairs:
     rng = seeded(3)
     start, update = (torch.randn(num, coordinates.Z, generator=rng) for _ in range(2))
-    metric = torch.rand(2, num, generator=rng)
+    metric = torch.rand(2, num, 1, generator=rng)
     return Pairs(start, metric[0], start + 0.1 * update, metric[1])
 
 

@@ -20,7 +20,7 @@ def labelled(first: int, num: int, metric: Tensor | None = None) -> Runs:
     run = torch.arange(first, first + num).float().unsqueeze(1).expand(num, STEPS)
     step = torch.arange(STEPS).float().expand(num, STEPS)
     falling = 1 / (1 + step) + 0.01 * run
-    return Runs(torch.stack([run, step], 2), falling if metric is None else metric)
+    return Runs(torch.stack([run, step], 2), (falling if metric is None else metric).unsqueeze(2))
 
 
 def reservoir_of(runs: Runs) -> Reservoir:
@@ -177,7 +177,7 @@ def test_published_pairs_hardly_ever_aim_at_the_beginning() -> None:
     """Of 200 checkpoints the first is a start in 2.95 %, the second a target in 2.5e-5, which is 1/199^2."""
     metric = torch.rand(4, 200)
     z = torch.arange(200.0).expand(4, 200).unsqueeze(2).contiguous()
-    pairs = sample_by_spacing(reservoir_of(Runs(z, metric)), 400_000, rng=rng_of(0))
+    pairs = sample_by_spacing(reservoir_of(Runs(z, metric.unsqueeze(2))), 400_000, rng=rng_of(0))
     assert abs(float((pairs.start[:, 0] == 0).float().mean()) - 0.0295) < 0.002
     assert int((pairs.target[:, 0] == 1).sum()) < 40  # 10 expected: more has a chance of 1e-12
 

@@ -99,7 +99,9 @@ def test_files_that_are_no_networks_are_refused(tiny: MLPClassifier, tmp_path: P
 
 
 def test_prompts_outside_of_what_the_zoo_has_seen_are_warned_of(generator: WeightGenerator) -> None:
-    seen = replace(generator, scaling=replace(generator.scaling, metric_range=(0.1, 2.5)))
+    (view,) = generator.scaling.views
+    scaling = replace(generator.scaling, views=(replace(view, range=(0.1, 2.5)),))
+    seen = replace(generator, scaling=scaling)
     assert check_prompts(seen, [0.1, 1.0, 2.5]) == []
     (warning,) = check_prompts(seen, [0.05, 1.0, 7.5])
     for words in ("0.05, 7.5", "0.1 to 2.5", "loss"):
@@ -119,13 +121,13 @@ class Halving:
 
     asked: list[dict[str, Any]]
 
-    def update(self, theta: Tensor, metric: Tensor, prompt: Tensor, **settings: Any) -> Tensor:
+    def update(self, theta: Tensor, metric: dict, prompt: dict, **settings: Any) -> Tensor:
         self.asked.append({"theta": theta, "metric": metric, "prompt": prompt} | settings)
         return theta / 2
 
     @property
     def origin(self) -> SimpleNamespace:
-        return SimpleNamespace(prompted="validation_loss")
+        return SimpleNamespace(prompted="validation_loss", columns=("validation_loss",))
 
 
 @pytest.fixture
@@ -141,8 +143,8 @@ def test_recursion_conditions_on_what_the_last_update_achieved(tiny: MLPClassifi
     assert len(halving.asked) == len(made.achieved) == 3
     for n, asked in enumerate(halving.asked):
         assert torch.equal(asked["theta"], theta / 2**n)
-        assert torch.equal(asked["metric"], tiny.evaluate(theta / 2**n, "validation")["loss"])
-        assert torch.equal(asked["prompt"], prompt)
+        assert torch.equal(asked["metric"]["loss"], tiny.evaluate(theta / 2**n, "validation")["loss"])
+        assert torch.equal(asked["prompt"]["loss"], prompt)
         assert (asked["steps"], asked["sampler"]) == (4, "ddpm")
         assert asked["rng"] is rng
         for split in ("validation", "test"):

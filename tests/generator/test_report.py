@@ -21,6 +21,7 @@ from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import HeldOut, held_out_runs, summarise, training_checkpoints
 from generator.pairs import Reservoir, Runs
+from generator.reading import metrics_of
 from generator.report import render_report
 
 CURVE: list[dict[str, float | int]] = [
@@ -53,7 +54,7 @@ def material(path: Path, task: Task, name: str | None = None) -> Report:
     reservoir.push(
         Runs(
             coordinates.encode(rows.theta.flatten(0, 1)).unflatten(0, (4, 5)),
-            rows.metrics[zoo.header.prompted],
+            metrics_of(rows, (zoo.header.prompted,)),
         )
     )
     pairs = reservoir.sample(64, rng=torch.Generator().manual_seed(0))

@@ -30,6 +30,7 @@ from generator.evaluate import (
 )
 from generator.pairs import Pairs, Reservoir, Runs
 from generator.prompt import Prompted, check_made
+from generator.reading import metrics_of
 from generator.report import render_report
 from generator.starts import STARTS, recursive_curves
 from tests.conftest import write_zoo
@@ -52,10 +53,10 @@ def policies(returns: Returns, zoo: Zoo) -> WeightGenerator:
     coordinates, reservoir = Coordinates.fit(returns, rank=8), Reservoir(NUM_TRAINING)
     rows = zoo.read_unit(0)
     z = coordinates.encode(rows.theta[:NUM_TRAINING].flatten(0, 1)).unflatten(0, (NUM_TRAINING, -1))
-    reservoir.push(Runs(z, rows.metrics["validation_return"][:NUM_TRAINING]))
+    metric = metrics_of(rows, ("validation_return",))[:NUM_TRAINING]
+    reservoir.push(Runs(z, metric))
     pairs = reservoir.sample(300, rng=seeded(0))
-    seen = rows.metrics["validation_return"][:NUM_TRAINING].flatten()
-    scaling = Scaling.fit(coordinates, pairs, seen, "max")
+    scaling = Scaling.fit(coordinates, pairs, metric.flatten(0, 1), ("max",))
     size = DiTConfig(width=16, depth=1, heads=2)
     made = WeightGenerator.untrained(Origin.of_zoo(zoo, NUM_TRAINING), coordinates, scaling, size, seed=0)
     randomise(made.model)
@@ -102,19 +103,19 @@ def test_prompts_rise_from_the_starts_own_return_to_the_best(
 
 def test_metric_features_of_returns(policies: WeightGenerator) -> None:
     """No logarithm of what may be negative: the second view tells the best ones apart, and the first all."""
-    scaling = policies.scaling
-    low, high = scaling.metric_range
-    assert scaling.from_best
-    assert not scaling.log_metric
-    features = scaling.metric(torch.linspace(low - 50, high, 20))
+    (view,) = policies.scaling.views
+    low, high = view.range
+    assert view.from_best
+    assert not view.log
+    features = view.features(torch.linspace(low - 50, high, 20))
     assert features.isfinite().all()
     assert (features.diff(dim=0) > 0).all()
     near, far = (
-        scaling.metric(torch.tensor(pair)).diff(dim=0)[0] for pair in ([high - 1, high], [low, low + 1])
+        view.features(torch.tensor(pair)).diff(dim=0)[0] for pair in ([high - 1, high], [low, low + 1])
     )
     assert near[1] > 5 * far[1]  # a step at the best is large in it
     torch.testing.assert_close(near[0], far[0], rtol=1e-3, atol=1e-5)
-    beyond = scaling.metric(torch.tensor([high, high + 10]))
+    beyond = view.features(torch.tensor([high, high + 10]))
     assert beyond[1, 0] > beyond[0, 0]
     assert beyond[1, 1] == beyond[0, 1]
 
@@ -123,10 +124,10 @@ def test_views_are_standardised_over_what_they_are_fitted_on(
     policies: WeightGenerator, returns: Returns
 ) -> None:
     z = torch.randn(2, 400, policies.coordinates.Z, generator=seeded(0))
-    metric = 200 * torch.rand(2, 400, generator=seeded(1)) - 150
+    metric = 200 * torch.rand(2, 400, 1, generator=seeded(1)) - 150
     pairs = Pairs(z[0], metric[0], z[1], metric[1])
-    scaling = Scaling.fit(policies.coordinates, pairs, metric.flatten(), "max")
-    features = scaling.metric(metric.flatten())
+    scaling = Scaling.fit(policies.coordinates, pairs, metric.flatten(0, 1), ("max",))
+    features = scaling.views[0].features(metric.flatten())
     # float32 sums of 800
     torch.testing.assert_close(features.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(features.std(0), torch.ones(2), atol=1e-4, rtol=0)
@@ -147,8 +148,8 @@ def test_starts_are_strange_below_what_the_zoo_has_seen_not_above_it(policies: W
     low, high = policies.scaling.metric_range
 
     def warned(start: float) -> list[str]:
-        metrics = {"validation_return": torch.tensor([start])}
-        return check_made(policies, Prompted(torch.zeros(1, 1), torch.ones(1), metrics, [metrics], 1.0))
+        prompts, metrics = {"return": torch.ones(1)}, {"validation_return": torch.tensor([start])}
+        return check_made(policies, Prompted(torch.zeros(1, 1), prompts, metrics, [metrics], 1.0))
 
     assert warned(low) == warned(high) == warned(low - 0.4 * (high - low)) == []
     for start in (low - 0.6 * (high - low), high + 1):

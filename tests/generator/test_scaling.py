@@ -13,7 +13,7 @@ def pairs_of(z: int, num: int = 400) -> Pairs:
     rng = seeded(0)
     start = 3 + 2 * torch.randn(num, z, generator=rng)
     update = 0.05 * torch.randn(num, z, generator=rng)
-    metric = torch.rand(2, num, generator=rng) + 0.1
+    metric = torch.rand(2, num, 1, generator=rng) + 0.1
     return Pairs(start, metric[0], start + update, metric[1])
 
 
@@ -56,10 +56,12 @@ def test_range_is_that_of_the_targets(tiny: Task) -> None:
 
 def test_metric_features_are_finite_and_rise_with_the_metric(tiny: Task) -> None:
     _, _, scaling = fitted(tiny)
-    assert scaling.log_metric
-    features = scaling.metric(torch.tensor([0.05, 0.1, 0.5, 1.0, 50.0]))
+    assert scaling.views[0].log
+    features = scaling.views[0].features(torch.tensor([0.05, 0.1, 0.5, 1.0, 50.0]))
     assert (features.diff(dim=0) > 0).all()
-    assert scaling.metric(torch.tensor([-1.0, 0.0, 1e-30])).isfinite().all()  # prompts that nobody can reach
+    assert (
+        scaling.views[0].features(torch.tensor([-1.0, 0.0, 1e-30])).isfinite().all()
+    )  # prompts that nobody can reach
 
 
 def test_metrics_that_may_be_negative_have_no_logarithm(tiny: Task) -> None:
@@ -68,8 +70,8 @@ def test_metrics_that_may_be_negative_have_no_logarithm(tiny: Task) -> None:
     pairs = pairs_of(coordinates.Z)
     shifted = pairs._replace(prompt=pairs.prompt - 5)
     scaling = Scaling.fit(coordinates, shifted, shifted.prompt)
-    assert not scaling.log_metric
-    features = scaling.metric(torch.tensor([-5.0, 0.0, 1.0]))
+    assert not scaling.views[0].log
+    features = scaling.views[0].features(torch.tensor([-5.0, 0.0, 1.0]))
     assert features.isfinite().all()
     assert (features[:, 0].diff() > 0).all()
 

@@ -41,7 +41,8 @@ class Problem:
         start = torch.randn(num, self.coordinates.Z, generator=rng)
         prompt = 0.5 + torch.rand(num, generator=rng)
         target = start + (prompt - 1).unsqueeze(1) * self.direction
-        return Pairs(start, torch.ones(num) + 0.1 * torch.rand(num, generator=rng), target, prompt)
+        metric = torch.ones(num) + 0.1 * torch.rand(num, generator=rng)
+        return Pairs(start, metric.unsqueeze(1), target, prompt.unsqueeze(1))
 
     def model(self, config: TrainConfig) -> WeightDiT:
         with torch.random.fork_rng():

@@ -58,10 +58,10 @@ def test_the_plain_form_sees_training_runs_and_the_extended_one_half_of_the_held
 ) -> None:
     seen = []
 
-    def spy(zoo: Zoo, coordinates: object, first: int, end: int, most: int, hole: object):
+    def spy(zoo: Zoo, coordinates: object, first: int, end: int, most: int, *more: object):
         seen.append((first, end))
-        assert hole == (1.0, 2.0)
-        return reservoir_of(zoo, untrained.coordinates, first, end, most, hole)
+        assert more == ((1.0, 2.0), ("validation_loss",))
+        return reservoir_of(zoo, untrained.coordinates, first, end, most, *more)
 
     monkeypatch.setattr(uncertainty, "reservoir_of", spy)
     holed = replace(untrained, origin=replace(untrained.origin, hole=(1.0, 2.0)))

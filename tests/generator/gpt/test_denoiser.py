@@ -55,7 +55,7 @@ def test_the_update_is_what_gpt_says_of_the_noised_network(deep: MLPClassifier) 
     z, z1 = coordinates.encode(start), coordinates.encode(target)
     t = step_times()[step].float().expand(num)
     u = kept**0.5 * scaling.update(z, z1) + (1 - kept) ** 0.5 * coordinates.encode(eps)
-    metrics = torch.cat([scaling.metric(was), scaling.metric(wanted)], -1)
+    metrics = scaling.condition(was.unsqueeze(1), wanted.unsqueeze(1))
     update = scaling.unscale_update(model(u, t, scaling.start(z), metrics))
     ours = coefficient * (start + coordinates.decode_update(update))
     # float32 through two blocks, values up to 60
@@ -104,21 +104,22 @@ def reservoir(size: int, std: float) -> Reservoir:
     made, rng = Reservoir(20), seeded(0)
     z = 5 + std * torch.randn(20, 6, size, generator=rng)
     z[3, 2:] = torch.nan
-    made.push(Runs(z, torch.rand(20, 6, generator=rng)))
+    made.push(Runs(z, torch.rand(20, 6, 1, generator=rng)))
     return made
 
 
 def test_the_published_scale_is_one_number_for_all_parameters(tiny: Task) -> None:
     coordinates = Coordinates.fit(tiny, rank=0)
-    seen = torch.tensor([0.3, 2.0, 1.0])
-    scaling = fit_published_scaling(coordinates, reservoir(coordinates.Z, 0.2), seen, "min", rng=seeded(0))
+    seen = torch.tensor([[0.3], [2.0], [1.0]])
+    scaling = fit_published_scaling(coordinates, reservoir(coordinates.Z, 0.2), seen, ("min",), rng=seeded(0))
     (scale,) = scaling.start_scale.unique().tolist()
     # 118 checkpoints of 43 numbers: their standard deviation is known to 1 %; five of these
     assert abs(scale * TARGET_STD / 0.2 - 1) < 0.05
     assert torch.equal(scaling.update_scale, scaling.start_scale)
     assert not scaling.start_mean.any()
     assert scaling.metric_range == (pytest.approx(0.3), 2.0)
-    assert torch.equal(scaling.metric(seen), torch.stack([seen, torch.zeros(3)], 1)), "metrics are raw"
+    raw = torch.cat([seen, torch.zeros(3, 1)], 1)
+    assert torch.equal(scaling.condition(seen, seen), torch.cat([raw, raw], 1)), "metrics are raw"
 
 
 def generator_of(task: Task) -> WeightGenerator:
@@ -144,7 +145,8 @@ def test_it_learns_what_prompts_say_as_others_do(tiny: Task) -> None:
     def draw(step: int, num: int, rng: torch.Generator) -> Pairs:
         start = 0.3 * torch.randn(num, made.coordinates.Z, generator=rng)
         prompt = torch.rand(num, generator=rng)
-        return Pairs(start, torch.ones(num), start + (prompt - 1).unsqueeze(1) * direction, prompt)
+        target = start + (prompt - 1).unsqueeze(1) * direction
+        return Pairs(start, torch.ones(num, 1), target, prompt.unsqueeze(1))
 
     losses = []
     config = TrainConfig(
