@@ -25,9 +25,9 @@ from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
 from generator.hole import check_hole, outside
-from generator.layouts import LAYOUTS
 from generator.pairs import WindowFeed
 from generator.reading import reservoir_of
+from generator.scales import fit_scaling
 from generator.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
@@ -63,13 +63,11 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     coordinates = Coordinates.fit(task, rank=config.rank)
     reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole)
     rng = torch.Generator().manual_seed(config.training.seed)
-    layout = LAYOUTS[config.training.model.tokens]
-    scaling = layout.fit_scaling(coordinates, reservoir, seen, zoo.header.objective, rng=rng)
+    model = config.training.model
+    scaling = fit_scaling(model, config.scales, coordinates, reservoir, seen, zoo.header.objective, rng=rng)
     origin = Origin.of_zoo(zoo, num_training, config.hole)
     reference = reservoir.best(zoo.header.objective)
-    made = WeightGenerator.untrained(
-        origin, coordinates, scaling, config.training.model, config.training.seed, reference
-    )
+    made = WeightGenerator.untrained(origin, coordinates, scaling, model, config.training.seed, reference)
     return replace(made, sampling=config.sampling)
 
 

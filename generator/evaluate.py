@@ -134,6 +134,7 @@ def prompt_grid(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P), "networks_per_s": float}.
@@ -156,6 +157,7 @@ def prompt_grid(
             steps=steps,
             sampler=sampler,
             trajectory=trajectory,
+            guidance=guidance,
         )
         columns.append(made)
     names = columns[0].achieved[-1]

@@ -51,6 +51,7 @@ def prompt_networks(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
@@ -64,7 +65,14 @@ def prompt_networks(
         metric = now[generator.origin.prompted]
         began = time.perf_counter()
         theta = generator.update(
-            theta, metric, prompt, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
+            theta,
+            metric,
+            prompt,
+            rng=rng,
+            steps=steps,
+            sampler=sampler,
+            trajectory=trajectory,
+            guidance=guidance,
         )
         sampling_s += time.perf_counter() - began
         now = _measured(task, theta)
