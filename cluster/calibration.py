@@ -41,6 +41,8 @@ class CalibrateConfig:
     """Sampler that becomes the generator's own; default the one it has."""
     trajectory: Trajectory | None = None
     """Trajectory that becomes the generator's own; default the one it has."""
+    guidance: float | None = None
+    """Guidance that becomes the generator's own; default the one it has."""
     seed: int = 0
     """Seed of the sampling noise."""
 
@@ -95,7 +97,7 @@ def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
 def _own(config: CalibrateConfig) -> WeightGenerator:
     """The generator with the sampling that is asked for as its own."""
     generator = WeightGenerator.load(config.generator)
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
     generator.check_sampling(sampling)
     return replace(generator, sampling=sampling)
 

@@ -78,6 +78,9 @@ class EvaluateConfig:
     trajectory: Trajectory | None = None
     """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
     generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
     distance_networks: int = 32
     """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
     none."""
@@ -145,6 +148,7 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
         steps=config.steps,
         sampler=config.sampler,
         trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 
@@ -163,6 +167,7 @@ def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, A
         steps=config.steps,
         sampler=config.sampler,
         trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 
@@ -220,7 +225,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory)
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
@@ -229,6 +234,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "sampler": sampling.sampler,
         "sampling_steps": sampling.steps,
         "trajectory": sampling.trajectory,
+        "guidance": sampling.guidance,
         "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
         "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
         "num_networks": len(held_out.run_ids),
@@ -264,6 +270,7 @@ def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
         steps=config.steps,
         sampler=config.sampler,
         trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 

@@ -50,6 +50,9 @@ class PromptConfig:
     trajectory: Trajectory | None = None
     """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
     generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
@@ -145,6 +148,7 @@ def prompt_remotely(
         steps=config.steps,
         sampler=config.sampler,
         trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 

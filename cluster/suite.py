@@ -34,6 +34,7 @@ class Evaluated:
     steps: int | None
     sampler: str | None
     trajectory: str | None
+    guidance: float | None
 
 
 @ray.remote(num_cpus=1)
@@ -45,7 +46,9 @@ def part_remotely(evaluated: Evaluated, config: SuiteConfig, data: Any, part: tu
 def material_of(evaluated: Evaluated, data: Any) -> Material:
     """All that a part of the evaluation looks at."""
     generator, zoo = WeightGenerator.load(evaluated.generator), Zoo.open(evaluated.zoo)
-    sampling = generator.sampling.changed(evaluated.steps, evaluated.sampler, evaluated.trajectory)
+    sampling = generator.sampling.changed(
+        evaluated.steps, evaluated.sampler, evaluated.trajectory, evaluated.guidance
+    )
     if sampling != generator.sampling:  # its calibration is of its own
         generator = replace(generator, sampling=sampling, calibration=None)
     best = generator.best_metric if evaluated.best is None else evaluated.best

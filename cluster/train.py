@@ -26,10 +26,10 @@ from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.evaluate import training_checkpoints
 from generator.hole import check_hole, outside
-from generator.layouts import LAYOUTS
 from generator.origin import Origin
 from generator.pairs import WindowFeed
 from generator.reading import reservoir_of
+from generator.scales import fit_scaling
 from generator.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
@@ -68,14 +68,12 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     coordinates = Coordinates.fit(task, rank=config.rank)
     reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole, names)
     rng = torch.Generator().manual_seed(config.training.seed)
-    layout = LAYOUTS[config.training.model.tokens]
+    model = config.training.model
     seen = torch.stack([columns[name] for name in names], 1)
     objectives = [objective for _, objective in origin.channels]
-    scaling = layout.fit_scaling(coordinates, reservoir, seen, objectives, rng=rng)
+    scaling = fit_scaling(model, config.scales, coordinates, reservoir, seen, objectives, rng=rng)
     reference = reservoir.best(zoo.header.objective)
-    made = WeightGenerator.untrained(
-        origin, coordinates, scaling, config.training.model, config.training.seed, reference
-    )
+    made = WeightGenerator.untrained(origin, coordinates, scaling, model, config.training.seed, reference)
     return replace(made, sampling=config.sampling)
 
 

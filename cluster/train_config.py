@@ -8,6 +8,7 @@ from generator.dit import DiTConfig, TokensName
 from generator.gpt.recipe import published_training
 from generator.hole import Hole
 from generator.samplers import SamplerName, Sampling, Trajectory
+from generator.scales import ScalesName
 from generator.train import TrainConfig
 
 
@@ -31,6 +32,9 @@ class GeneratorConfig:
     rank: int = 128
     """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
     they are."""
+    scales: ScalesName | None = None
+    """What networks and updates are divided by: a number for every tensor, or a single one for all
+    coordinates, as published. Default: tensor, with tokens gpt single."""
     num_workers: int = 2
     """Training processes, one CPU each."""
     use_gpu: bool = False
@@ -44,6 +48,8 @@ class GeneratorConfig:
     """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling, unless told otherwise."""
     trajectory: Trajectory = "even"
     """Sampling steps even in time or optimal by what the model misses, unless told otherwise."""
+    guidance: float = 1.0
+    """How far prompts are followed, unless told otherwise; others than 1 need --prompt-dropout."""
     moments: int = 0
     """Pairs at each of 32 times that it is measured on, when the training is over, how uncertain predictions
     are, which analytic samplers and optimal trajectories need to know: 512 is enough. Half of the held-out
@@ -75,6 +81,17 @@ class GeneratorConfig:
         if len(set(self.metrics)) < len(self.metrics):
             raise ValueError(f"metrics are {', '.join(self.metrics)}; expected each once")
         self.check_tokens(self.training.model.tokens)
+        if self.training.model.prompt_dropout and len(self.metrics) > 1:
+            raise ValueError(
+                f"prompt_dropout is {self.training.model.prompt_dropout} with metrics "
+                f"{', '.join(self.metrics)}, which are left out at random as it is, but never all of them; "
+                "expected 0, or one metric"
+            )
+        if self.guidance != 1 and not self.training.model.prompt_dropout:
+            raise ValueError(
+                f"guidance is {self.guidance} without prompt dropout; expected 1, or prompts dropped in "
+                "training, like --prompt-dropout 0.1"
+            )
         if self.sampling.needs_moments and not self.moments:
             raise ValueError(
                 f"sampler {self.sampler} on an {self.trajectory} trajectory needs to know how uncertain "
@@ -91,7 +108,12 @@ class GeneratorConfig:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(steps=self.sampling_steps, sampler=self.sampler, trajectory=self.trajectory)
+        return Sampling(
+            steps=self.sampling_steps,
+            sampler=self.sampler,
+            trajectory=self.trajectory,
+            guidance=self.guidance,
+        )
 
 
 def digits() -> GeneratorConfig:

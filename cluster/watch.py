@@ -48,6 +48,9 @@ class WatchConfig:
     trajectory: Trajectory | None = None
     """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
     generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
     seed: int = 0
     """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
     out: Path = Path("runs/watch")
@@ -86,6 +89,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
         steps=config.steps,
         sampler=config.sampler,
         trajectory=config.trajectory,
+        guidance=config.guidance,
     )
     achieved, std = (made.achieved[-1][f"test_{name}"].tolist() for name in ("return", "return_std"))
     captions = [

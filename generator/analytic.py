@@ -29,7 +29,7 @@ class Moments:
     """
 
     times: Float[Tensor, " T"]
-    """Ascending, the last one 1."""
+    """Ascending, the last one where sampling begins."""
     analytic: Float[Tensor, "T G"]
     """From second moments of predictions on training pairs, of each of G tensors."""
     extended: Float[Tensor, "T G"]

@@ -23,7 +23,7 @@ from .channels import Prompts, Values, by_name, conditions, name_of, prompt_some
 from .conditioning import Calibration, MetricView, Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig
-from .layouts import LAYOUTS, Layout, arrange, canonical_index
+from .layouts import Layout, arrange, canonical_index, layout_of
 from .origin import Origin
 from .pairs import Pairs
 from .samplers import SAMPLERS, Covariance, Denoise, Sampling
@@ -71,7 +71,7 @@ class WeightGenerator:
         Args:
             reference: any network in coordinates, kept where the layout of the config needs one.
         """
-        layout = LAYOUTS[config.tokens]
+        layout = layout_of(config)
 
         def make(config: DiTConfig) -> Denoiser:
             model = layout.make(coordinates, config)
@@ -88,7 +88,7 @@ class WeightGenerator:
 
     @property
     def layout(self) -> Layout:
-        return LAYOUTS[self.model.config.tokens]
+        return layout_of(self.model.config)
 
     @property
     def metric(self) -> str:
@@ -137,6 +137,7 @@ class WeightGenerator:
         steps: int | None = None,
         sampler: str | None = None,
         trajectory: str | None = None,
+        guidance: float | None = None,
         at_once: int = AT_ONCE,
         noise: Float[Tensor, "K Z"] | None = None,
     ) -> Float[Tensor, "K D"]:
@@ -154,14 +155,16 @@ class WeightGenerator:
                 own, or other metrics than the main one alone, prompts are what it is asked for, without
                 calibration.
             trajectory: "even" or "optimal"; default its own.
+            guidance: how far prompts are followed beyond what the model says; default its own.
             at_once: networks sampled at once, to bound memory. The noise is drawn for them in turns.
             noise: what sampling begins with, standard normal; default drawn from rng.
 
         Raises:
-            ValueError: an unknown sampler, one that needs moments that it has not, networks, metrics and
-                prompts that do not fit together, or prompts of no metric, an unknown one, or no numbers.
+            ValueError: an unknown sampler, one that needs moments that it has not, guidance that it was not
+                trained for, networks, metrics and prompts that do not fit together, or prompts of no metric,
+                an unknown one, or no numbers.
         """
-        sampling = self.sampling.changed(steps, sampler, trajectory)
+        sampling = self.sampling.changed(steps, sampler, trajectory, guidance)
         times, more = self._plan(sampling)
         starts, prompts = conditions(self.metrics, metric, prompt)  # (K, M)
         if theta.shape != (len(starts), self.coordinates.spec.D) or starts.ndim != 2:
@@ -176,18 +179,31 @@ class WeightGenerator:
         thetas, metrics, wishes = (each.split(at_once) for each in (theta, starts, prompts))
         noises = [None] * len(thetas) if noise is None else noise.split(at_once)
         parts = zip(thetas, metrics, wishes, noises, strict=True)
-        made = torch.cat([self._sampled(*part, sample, rng) for part in parts])
+        made = torch.cat([self._sampled(*part, sample, rng, sampling.guidance) for part in parts])
         return made if stretch == 1 else torch.lerp(theta, made, stretch)
 
     def denoiser(
-        self, z: Float[Tensor, "B Z"], metric: Float[Tensor, "B M"], prompt: Float[Tensor, "B M"]
+        self,
+        z: Float[Tensor, "B Z"],
+        metric: Float[Tensor, "B M"],
+        prompt: Float[Tensor, "B M"],
+        guidance: float = 1.0,
     ) -> Denoise:
         """Of scaled updates of these networks, in the order of units that the layout wants.
 
-        A prompt of NaN is none.
+        A prompt of NaN is none. With guidance it goes from the prediction without a prompt that many times as
+        far as to the one with it (Ho and Salimans 2022).
         """
         start, metrics = self.scaling.start(z), self.scaling.condition(metric, prompt)
-        return lambda x, t: self.model(x, t.expand(len(x)), start, metrics)
+        free = self.scaling.condition(metric, torch.full_like(prompt, torch.nan))
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            told = self.model(x, t.expand(len(x)), start, metrics)
+            return (
+                told if guidance == 1 else self.model(x, t.expand(len(x)), start, free).lerp(told, guidance)
+            )
+
+        return denoise
 
     def _sampled(
         self,
@@ -197,13 +213,14 @@ class WeightGenerator:
         noise: Tensor | None,
         sample: Callable[[Denoise, Tensor], Tensor],
         rng: torch.Generator,
+        guidance: float,
     ) -> Tensor:
         z = self.coordinates.encode(theta)
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
-        denoise = self.denoiser(z, metric, prompt)
+        denoise = self.denoiser(z, metric, prompt, guidance)
         noise = torch.randn(z.shape, generator=rng) if noise is None else noise
         u = sample(denoise, noise.to(z))
         if index is not None:
@@ -211,11 +228,17 @@ class WeightGenerator:
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Refuse a sampling that needs to know what was not measured of this generator.
+        """Refuse a sampling that needs what this generator has not.
 
         Raises:
-            ValueError: its sampler or its trajectory needs moments, and there are none.
+            ValueError: its sampler or its trajectory needs moments, and there are none; or guidance needs a
+                training that dropped prompts.
         """
+        if sampling.guidance != 1 and not self.model.config.prompt_dropout:
+            raise ValueError(
+                f"guidance is {sampling.guidance:g}, but the generator has learned nothing without a prompt; "
+                "leave it at 1, or train with --prompt-dropout 0.1"
+            )
         if not sampling.needs_moments or self.moments is not None:
             return
         by_sampler = SAMPLERS[sampling.sampler].covariance
@@ -230,11 +253,10 @@ class WeightGenerator:
         moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
         self.check_sampling(sampling)
         if moments is None or not sampling.needs_moments:
-            return self.model.timesteps(sampling.steps), {}
-        optimal = sampling.trajectory == "optimal"
-        times = (
-            optimal_trajectory(moments, sampling.steps) if optimal else self.model.timesteps(sampling.steps)
-        )
+            return self.model.times.sampling(sampling.steps), {}
+        times = self.model.times.sampling(sampling.steps)
+        if sampling.trajectory == "optimal":
+            times = optimal_trajectory(moments, sampling.steps, self.model.times)
         if kind is None:
             return times, {}
         group = self.coordinates.group
@@ -282,7 +304,7 @@ class WeightGenerator:
         }
         views = (MetricView.from_fields(each) for each in (main, *fields.get("further_metrics", ())))
         scaling = Scaling(**{name: tensors[name] for name in SCALES}, views=tuple(views))
-        config, reference = DiTConfig(**fields["model"]), tensors.get(REFERENCE)
+        config, reference = DiTConfig.from_fields(fields["model"]), tensors.get(REFERENCE)
         made = cls.untrained(
             Origin.from_fields(fields["origin"]), coordinates, scaling, config, seed, reference
         )

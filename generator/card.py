@@ -14,6 +14,8 @@ def how_sampled(generator: WeightGenerator) -> str:
     line = f"{sampling.sampler}, {sampling.steps} step{'s' if sampling.steps > 1 else ''}"
     if sampling.trajectory != "even":
         line += f" on an {sampling.trajectory} trajectory"
+    if sampling.guidance != 1:
+        line += f", guidance {sampling.guidance:g}"
     if calibration is None:
         return line
     low, high = (float(calibration.got[i]) for i in (0, -1))
@@ -64,6 +66,7 @@ seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation{_hole(gener
 {_further_metrics(generator)}| tokens | {config.tokens} |
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |
+| diffusion | {config.prediction} prediction, {config.path} path, condition by {config.condition} |
 | coordinates | {layers or "parameters as they are"} |
 | sampling | {how_sampled(generator)} |
 | trained on | {training["training_runs"]:,} runs \

@@ -39,18 +39,18 @@ class ChunkDiT(Denoiser):
         self.outs = nn.ModuleList(nn.Linear(width, size) for size in self.sizes)
         self._initialise(list(self.outs))
 
-    def forward(
+    def predict(
         self,
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
         metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
-        condition, order = self._condition(t, metrics), self.get_buffer("order")
+        order = self.get_buffer("order")
         noised, before = (z[:, order].split(self.sizes, 1) for z in (u_t, start))
         encoders, chunks = [*self.noised_in, *self.start_in], [*noised, *before]
         x = torch.stack([encode(chunk) for encode, chunk in zip(encoders, chunks, strict=True)], 1)
-        x = x + self.positions  # (B, 2 T, C)
+        x, condition = self._told(x + self.positions, t, metrics)  # (B, 2 T, C)
         for block in self.blocks:
             x = block(x, condition)  # (B, 2 T, C)
         x = self._last_norm(x[:, : len(self.sizes)], condition)

@@ -1,10 +1,16 @@
-"""The diffusion's path from data to noise, in continuous time t in [0, 1]."""
+"""The diffusion's path from data to noise, in continuous time t in [0, 1], and the times along it."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .gpt.schedule import draw_step_times, respaced
+
+PathName = Literal["cosine", "linear", "flow"]
 
 
 def alpha_sigma(t: Float[Tensor, " *B"]) -> tuple[Float[Tensor, " *B"], Float[Tensor, " *B"]]:
@@ -38,3 +44,36 @@ def timesteps(num: int) -> Float[Tensor, " {num}+1"]:
     if num < 1:
         raise ValueError(f"sampling steps: got {num}, expected at least 1")
     return torch.linspace(1, 0, num + 1)
+
+
+def flow_time(s: Float[Tensor, " *B"]) -> Float[Tensor, " *B"]:
+    """The time t at which data and noise are mixed as 1 - s to s, the straight path of flow matching."""
+    return (torch.atan2(s.double(), 1 - s.double()) * (2 / math.pi)).float()
+
+
+@dataclass(frozen=True)
+class Times:
+    """A path as what it is here: a distribution of training times, and times to sample along.
+
+    Every path alpha x_0 + sigma eps, divided by (alpha^2 + sigma^2)^(1/2), runs through the points of the
+    cosine path, in another time (Kingma et al. 2021): the denoiser sees the same noised updates and the same
+    t, and paths differ in how often and where. linear: the published 1,000 steps (Ho et al. 2020). flow:
+    alpha = 1 - s, sigma = s (Lipman et al. 2023), s drawn and spaced as t is on the cosine path.
+    """
+
+    path: PathName = "cosine"
+    shift: float = 4.0
+    """Of training times towards noise, see `training_times`; 1 draws uniform ones, or uniform steps."""
+
+    def training(self, num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
+        """Times at which a model is trained."""
+        if self.path == "linear":
+            return draw_step_times(num, rng=rng, shift=self.shift)
+        times = training_times(num, rng=rng, shift=self.shift)
+        return flow_time(times) if self.path == "flow" else times
+
+    def sampling(self, num: int) -> Float[Tensor, " {num}+1"]:
+        """Times along which a model is sampled in `num` steps, from noise down to 0."""
+        if self.path == "linear":
+            return respaced(num)
+        return flow_time(timesteps(num)) if self.path == "flow" else timesteps(num)

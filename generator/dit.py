@@ -2,35 +2,40 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .diffusion import timesteps, training_times
+from .diffusion import PathName, Times
+from .prediction import PredictionName, clean_update
 from .tokens import NeuronTokens
 
 # Shapes: B batch, n units, T = n + 1 tokens, C model width, Z coordinates of a network.
 
 TokensName = Literal["units", "chunks", "canonical", "gpt"]
+ConditionName = Literal["adaln", "token"]
+SymmetryName = Literal["shuffled", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
-    """Kind and size of the transformer."""
+    """Kind and size of the transformer, and of its diffusion."""
 
     tokens: TokensName = "units"
     """What a token is. units: a hidden unit, equivariant to their order, matrices between hidden layers as
     features of pairs. chunks: a stretch of a parameter (Peebles et al. 2022), units shuffled at random in
     training. canonical: chunks of networks whose units are brought into the order of a reference network.
-    gpt: the published transformer itself, to compare with, its schedule and its one scale for all parameters
-    included."""
+    gpt: the published transformer itself, to compare with."""
     chunk: int | None = None
     """Most parameters in a token of chunks; default 1000. Not for units."""
+    symmetry: SymmetryName = "shuffled"
+    """What tokens chunks and gpt learn of the symmetry of hidden units: their order is shuffled at random in
+    training, or left as it is (none). Units and canonical chunks know of it by themselves."""
 
     width: int = 128
     """Features of a token."""
@@ -43,6 +48,21 @@ class DiTConfig:
     base_width: int | None = None
     """The width that learning rate, weight decay and initial sizes are meant for; those of a model of another
     width are derived from them (muP). Default: meant for the width it has."""
+    condition: ConditionName | None = None
+    """How it is told time and metrics: they modulate every block (adaln), or are tokens among the others
+    (token). Default: adaln, with gpt token, which knows no other."""
+    prediction: PredictionName = "clean"
+    """What the output layers predict: the clean update, the velocity of the path (v), or the noise. Sampling
+    is the same; the loss is the squared error of what is predicted, unless --weighting says otherwise."""
+    path: PathName | None = None
+    """From data to noise: cosine, linear (the published 1,000 steps) or flow (straight, of flow matching).
+    All are one path in other times: this decides at which times it is trained and sampled. Default: cosine,
+    with gpt linear."""
+    time_shift: float | None = None
+    """Moves training times towards noise, t -> shift t / (1 + (shift - 1) t). Default: 4, on the linear path
+    1, which is uniform."""
+    prompt_dropout: float = 0.0
+    """Share of training examples without a prompt, so that it can be sampled with --guidance. Not for gpt."""
 
     def __post_init__(self) -> None:
         if self.chunk is not None and (self.tokens == "units" or self.chunk < 1):
@@ -53,6 +73,7 @@ class DiTConfig:
         for name in ("width", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        self._check_diffusion()
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width is {self.width}; expected an even multiple of heads = {self.heads}")
         head = self.width // self.heads
@@ -61,6 +82,54 @@ class DiTConfig:
                 f"base_width is {self.base_width} with heads of width {head}; expected a multiple of that: "
                 "heads keep their width, give more --heads to a wider model"
             )
+
+    def _check_diffusion(self) -> None:
+        gpt = self.tokens == "gpt"
+        if self.symmetry == "none" and self.tokens not in ("chunks", "gpt"):
+            raise ValueError(
+                f"symmetry is 'none' with tokens {self.tokens!r}, which know of it; expected it "
+                "only with chunks or gpt"
+            )
+        if gpt and self.condition == "adaln":
+            raise ValueError(
+                "condition is 'adaln' with tokens 'gpt', whose condition is tokens; take --tokens chunks for "
+                "adaln"
+            )
+        if self.time_shift is not None and not 0 < self.time_shift < math.inf:
+            raise ValueError(f"time_shift is {self.time_shift}; expected a positive, finite number, like 4")
+        if not 0 <= self.prompt_dropout < 1 or (gpt and self.prompt_dropout):
+            raise ValueError(
+                f"prompt_dropout is {self.prompt_dropout} with tokens {self.tokens!r}; expected a share from "
+                "0 to below 1, and 0 with gpt"
+            )
+
+    @property
+    def conditioned_by(self) -> ConditionName:
+        """`condition`, or its default."""
+        return self.condition or ("token" if self.tokens == "gpt" else "adaln")
+
+    @property
+    def times(self) -> Times:
+        """When it is trained and sampled: `path` and `time_shift`, or their defaults."""
+        path = self.path or ("linear" if self.tokens == "gpt" else "cosine")
+        return Times(path, self.time_shift or (1.0 if path == "linear" else 4.0))
+
+    def resolved(self) -> "DiTConfig":
+        """With defaults said, as it is stored: they may be others one day."""
+        times = self.times
+        return replace(self, condition=self.conditioned_by, path=times.path, time_shift=times.shift)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> "DiTConfig":
+        """From what is stored; what was not stored before it could be chosen was the same for all."""
+        gpt = fields.get("tokens") == "gpt"
+        before = {
+            "condition": "token" if gpt else "adaln",
+            "prediction": "clean",
+            "path": "linear" if gpt else "cosine",
+            "time_shift": 1.0 if gpt else 4.0,
+        }
+        return cls(**{**before, **fields})
 
     def at_base(self) -> "DiTConfig":
         """The same model at its base width, with heads of the same width."""
@@ -86,6 +155,31 @@ class ScalarEmbedding(nn.Module):
         return self.mlp(torch.cat([scalars, angle.sin(), angle.cos()], -1))
 
 
+class Constant(nn.Module):
+    """In the place of a modulation: numbers that are learned, whatever the condition, (B, C) -> (1, N).
+
+    With shifts and scales at 0 and gates at 1 a block is a plain one.
+    """
+
+    def __init__(self, parts: Sequence[float], width: int):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(parts).repeat_interleave(width))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.value.to(condition).unsqueeze(0)
+
+
+def modulation(config: DiTConfig, parts: Sequence[float]) -> nn.Module:
+    """(B, C) -> a width of numbers for each part; which parts they are without a condition is given."""
+    if config.conditioned_by == "token":
+        return Constant(parts, config.width)
+    return nn.Linear(config.width, len(parts) * config.width)
+
+
+BLOCK_PARTS = (0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
+"""Shift, scale and gate of attention and of the MLP."""
+
+
 class Block(nn.Module):
     """Attention and MLP, modulated by the condition (adaLN-Zero, Peebles and Xie 2023)."""
 
@@ -102,7 +196,7 @@ class Block(nn.Module):
             nn.GELU(),
             nn.Linear(config.mlp_ratio * width, width),
         )
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = modulation(config, BLOCK_PARTS)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, -1)
@@ -128,11 +222,11 @@ class Denoiser(nn.Module, ABC):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        self.config = config
+        self.config = config.resolved()
+        self.times = config.times
         self.lr_scales: dict[str, float] = {}
         """Of parameters whose learning rate is not the optimizer's own: what it is multiplied by."""
 
-    @abstractmethod
     def forward(
         self,
         u_t: Float[Tensor, "B Z"],
@@ -145,17 +239,21 @@ class Denoiser(nn.Module, ABC):
             u_t: noised scaled update.
             t: diffusion time in [0, 1].
             start: scaled start network.
-            metrics: scaled metric of the start network and prompt, two features each, of one metric; of
-                several, `Scaling.condition`.
+            metrics: scaled metric of the start network and prompt, two features each, of one metric, NaN for
+                no prompt; of several, `Scaling.condition`.
         """
+        out = self.predict(u_t, t, start, metrics)
+        return clean_update(self.config.prediction, self.times.path, out, u_t, t)
 
-    def training_times(self, num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
-        """Times at which it is trained."""
-        return training_times(num, rng=rng)
-
-    def timesteps(self, num: int) -> Float[Tensor, " {num}+1"]:
-        """Times along which it is sampled in `num` steps, from noise down to 0."""
-        return timesteps(num)
+    @abstractmethod
+    def predict(
+        self,
+        u_t: Float[Tensor, "B Z"],
+        t: Float[Tensor, " B"],
+        start: Float[Tensor, "B Z"],
+        metrics: Float[Tensor, "B 4"],
+    ) -> Float[Tensor, "B Z"]:
+        """What the output layers say: the clean update, the velocity, or the noise."""
 
     def condition_on(self, num_features: int) -> None:
         """Make a fresh model one that sees so many features of metrics, of several metrics more than 4."""
@@ -167,9 +265,11 @@ class Denoiser(nn.Module, ABC):
         width = self.config.width
         self.time = ScalarEmbedding(1, width)
         self.metrics = ScalarEmbedding(4, width)
+        if self.config.prompt_dropout:
+            self.unprompted = nn.Parameter(torch.zeros(width))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = modulation(self.config, (0.0, 0.0))
 
     def _initialise(self, outputs: Sequence[nn.Module | None]) -> None:
         _xavier(self)
@@ -178,8 +278,17 @@ class Denoiser(nn.Module, ABC):
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
 
-    def _condition(self, t: Tensor, metrics: Tensor) -> Tensor:
-        return F.silu(self.time(4 * math.pi * t.unsqueeze(-1)) + self.metrics(metrics))  # (B, C)
+    def _told(self, x: Tensor, t: Tensor, metrics: Tensor) -> tuple[Tensor, Tensor]:
+        """(the tokens x, and two of the condition behind them if that is how it is told; the condition)"""
+        time = self.time(4 * math.pi * t.unsqueeze(-1))
+        metric = self._embedded(metrics) if self.config.prompt_dropout else self.metrics(metrics)
+        if self.config.conditioned_by == "token":
+            x = torch.cat([x, time.unsqueeze(1), metric.unsqueeze(1)], 1)
+        return x, F.silu(time + metric)
+
+    def _embedded(self, metrics: Tensor) -> Tensor:
+        missing = metrics[:, 2:3].isnan()
+        return self.metrics(metrics.nan_to_num()) + missing * self.unprompted
 
     def _last_norm(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(condition).unsqueeze(1).chunk(2, -1)
@@ -209,14 +318,13 @@ class WeightDiT(Denoiser):
         self.rest_out = nn.Linear(width, rest) if rest else None
         self._initialise([self.unit_out, self.rest_out])
 
-    def forward(
+    def predict(
         self,
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
         metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
-        condition = self._condition(t, metrics)
         *units, rest = self.tokens.parts
         n = self.tokens.num_units
         both = torch.stack([u_t, start], 1)  # (B, 2, Z)
@@ -225,7 +333,7 @@ class WeightDiT(Denoiser):
             x.append(self.unit_in(side_by_side(both[:, :, units[0]], n)))
         if self.rest_in is not None:
             x.append(self.rest_in(both[:, :, rest].flatten(1)).unsqueeze(1))
-        x = torch.cat(x, 1)  # (B, T, C)
+        x, condition = self._told(torch.cat(x, 1), t, metrics)  # (B, T, C)
         for block in self.blocks:
             x = block(x, condition)  # (B, T, C)
         x = self._last_norm(x, condition)
@@ -233,7 +341,7 @@ class WeightDiT(Denoiser):
         if self.unit_out is not None:
             out.append(self.unit_out(x[:, :n]).flatten(1))
         if self.rest_out is not None:
-            out.append(self.rest_out(x[:, -1]))
+            out.append(self.rest_out(x[:, n]))
         return torch.cat(out, 1)  # (B, Z)
 
 

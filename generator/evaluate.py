@@ -134,6 +134,7 @@ def prompt_grid(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P), "networks_per_s": float}.
@@ -144,7 +145,7 @@ def prompt_grid(
     start = task.evaluate(theta, "validation")[generator.metric]
     best = generator.best_metric if best is None else best
     prompts = linear_prompts(best, start, task.prompt_start, num_prompts)
-    sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory}
+    sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory, "guidance": guidance}
     return {"prompts": prompts} | grid_of_prompts(
         generator, task, theta, {generator.metric: prompts}, seed=seed, **sampled
     )
@@ -160,6 +161,7 @@ def grid_of_prompts(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt of some metrics, given by name: {"theta": (N, P, D),
     metric: (N, P), "networks_per_s": float}.
@@ -175,6 +177,7 @@ def grid_of_prompts(
             steps=steps,
             sampler=sampler,
             trajectory=trajectory,
+            guidance=guidance,
         )
         columns.append(made)
     names = columns[0].achieved[-1]

@@ -73,6 +73,7 @@ MEANINGS = {
     "calibrated_prompts": "whether what is asked for was calibrated on training starts",
     "sampling_steps": "evaluations of the generator for one update",
     "trajectory": "where its sampling steps are in time",
+    "guidance": "how far prompts are followed, 1 as the model says",
     "networks_per_s": "networks that one process samples a second",
     "num_networks": "held-out initialisations that were prompted",
     "num_seeds": "repetitions with other sampling noise",

@@ -1,32 +1,19 @@
 """Layouts: what the tokens of a network are, and in which order of its units the denoiser sees it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .chunk_dit import ChunkDiT
-from .conditioning import Scaling
 from .coordinates import Coordinates
 from .dit import Denoiser, DiTConfig, WeightDiT
-from .gpt.denoiser import GptDenoiser, fit_published_scaling
+from .gpt.denoiser import GptDenoiser
 from .pair_dit import PairDiT
-from .pairs import Pairs, Reservoir
+from .pairs import Pairs
 from .rebasin import match
-
-
-def fit_scaling(
-    coordinates: Coordinates,
-    reservoir: Reservoir,
-    seen: Float[Tensor, "C M"],
-    objectives: Sequence[str],
-    *,
-    rng: torch.Generator,
-) -> Scaling:
-    """Scales of every tensor from 20,000 training pairs; `seen`: metrics of all training checkpoints."""
-    return Scaling.fit(coordinates, reservoir.sample(20_000, rng=rng), seen, objectives)
 
 
 @dataclass(frozen=True)
@@ -35,11 +22,9 @@ class Layout:
 
     make: Callable[[Coordinates, DiTConfig], Denoiser]
     shuffles: bool = False
-    """Training pairs are permuted at random, both networks of a pair alike."""
+    """Training pairs are permuted at random, both networks of a pair alike, unless they are to be left."""
     sorts: bool = False
     """The start network's units are brought into the order of a reference network, the target's with them."""
-    fit_scaling: Callable[..., Scaling] = fit_scaling
-    """(coordinates, reservoir of training runs, seen metrics, objectives, *, rng) -> its units."""
 
 
 def units(coordinates: Coordinates, config: DiTConfig) -> Denoiser:
@@ -52,8 +37,14 @@ LAYOUTS = {
     "units": Layout(units),
     "chunks": Layout(ChunkDiT, shuffles=True),
     "canonical": Layout(ChunkDiT, sorts=True),
-    "gpt": Layout(GptDenoiser, shuffles=True, fit_scaling=fit_published_scaling),
+    "gpt": Layout(GptDenoiser, shuffles=True),
 }
+
+
+def layout_of(config: DiTConfig) -> Layout:
+    """The layout of its tokens; with symmetry "none" units stay as they are."""
+    layout = LAYOUTS[config.tokens]
+    return replace(layout, shuffles=False) if config.symmetry == "none" else layout
 
 
 def arrange(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .dit import Block, Denoiser, DiTConfig, side_by_side
+from .dit import BLOCK_PARTS, Block, Denoiser, DiTConfig, modulation, side_by_side
 from .tokens import Matrix, NeuronTokens
 
 # Shapes: B batch, n and m units at the rows and columns of a matrix, f its features of a pair, k kinds of
@@ -54,7 +54,7 @@ class PairBlock(Block):
         self.matrices, self.spans, self.kinds = tokens.matrices, spans(tokens), max(kinds)
         self.rows_hear = nn.ModuleList(nn.Linear(width, k * width, bias=False) for k in kinds)
         self.columns_hear = nn.ModuleList(nn.Linear(width, k * width, bias=False) for k in kinds)
-        self.modulation = nn.Linear(width, (6 + self.kinds) * width)
+        self.modulation = modulation(config, (*BLOCK_PARTS, *[0.0] * self.kinds))
 
     def forward(self, x: Tensor, condition: Tensor, entries: Sequence[Entries]) -> Tensor:
         modulation = self.modulation(condition).unsqueeze(1)  # (B, 1, (6 + k) C)
@@ -125,22 +125,22 @@ class PairDiT(Denoiser):
         for layer in columns:
             nn.init.ones_(layer.bias)  # so that a gate can be one number for all entries
 
-    def forward(
+    def predict(
         self,
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
         metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
-        condition = self._condition(t, metrics)
         both = torch.stack([u_t, start], 1)  # (B, 2, Z)
         parts = [both[:, :, part] for part in self.tokens.parts]
         kinds = len(self.sizes)
-        x = torch.cat([self._tokens(i, part) for i, part in enumerate(parts[:kinds])], 1)  # (B, T, C)
+        x = torch.cat([self._tokens(i, part) for i, part in enumerate(parts[:kinds])], 1)
+        x, condition = self._told(x, t, metrics)  # (B, T, C)
         entries = [self._entries(i, part) for i, part in enumerate(parts[kinds:])]
         for block in self.blocks:
             x = block(x, condition, entries)  # (B, T, C)
-        states = self._last_norm(x, condition).split(self.sizes, 1)
+        states = self._last_norm(x[:, : sum(self.sizes)], condition).split(self.sizes, 1)
         out = [self.outs[i](states[int(i)]).flatten(1) for i in self.outs]
         for i, matrix in enumerate(self.tokens.matrices):
             rows, columns = (states[layer] for layer in matrix.layers)

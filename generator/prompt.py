@@ -53,6 +53,7 @@ def prompt_networks(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
@@ -71,7 +72,14 @@ def prompt_networks(
         metrics = {name: now[generator.column_of(name)] for name in prompts}
         began = time.perf_counter()
         theta = generator.update(
-            theta, metrics, prompts, rng=rng, steps=steps, sampler=sampler, trajectory=trajectory
+            theta,
+            metrics,
+            prompts,
+            rng=rng,
+            steps=steps,
+            sampler=sampler,
+            trajectory=trajectory,
+            guidance=guidance,
         )
         sampling_s += time.perf_counter() - began
         now = _measured(task, theta)

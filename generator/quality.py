@@ -80,6 +80,7 @@ def sampler_quality(
             steps=sampling.steps,
             sampler=sampling.sampler,
             trajectory=sampling.trajectory,
+            guidance=sampling.guidance,
         )
         alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
         trained = torch.stack(

@@ -1,5 +1,6 @@
 """Samplers: from noise to data with a denoiser that predicts clean data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -167,6 +168,9 @@ class Sampling:
     """Ancestral (ddpm) or deterministic (ddim) sampling, and the others of SAMPLERS."""
     trajectory: str = "even"
     """Where the steps are: even in time, or optimal by what the model misses (`optimal_trajectory`)."""
+    guidance: float = 1.0
+    """How far prompts are followed, 1 as the model says. Others need a generator that was trained with prompt
+    dropout, and cost two evaluations a step (classifier-free guidance, Ho and Salimans 2022)."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -175,16 +179,25 @@ class Sampling:
             raise ValueError(f"unknown trajectory {self.trajectory!r}; expected even or optimal")
         if self.steps < 1:
             raise ValueError(f"sampling steps: got {self.steps}, expected at least 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; expected a finite number, 1 for none")
 
     @property
     def needs_moments(self) -> bool:
         """Whether a generator has to know how uncertain its predictions are."""
         return SAMPLERS[self.sampler].covariance is not None or self.trajectory == "optimal"
 
-    def changed(self, steps: int | None, sampler: str | None, trajectory: str | None = None) -> "Sampling":
-        """With other steps, another sampler or another trajectory, where they are given."""
+    def changed(
+        self,
+        steps: int | None,
+        sampler: str | None,
+        trajectory: str | None = None,
+        guidance: float | None = None,
+    ) -> "Sampling":
+        """With other steps, another sampler, trajectory or guidance, where they are given."""
         return Sampling(
             steps=self.steps if steps is None else steps,
             sampler=sampler or self.sampler,
             trajectory=trajectory or self.trajectory,
+            guidance=self.guidance if guidance is None else guidance,
         )

@@ -51,6 +51,7 @@ def recursive_curves(
     steps: int | None = None,
     sampler: str | None = None,
     trajectory: str | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
@@ -76,6 +77,7 @@ def recursive_curves(
         steps=steps,
         sampler=sampler,
         trajectory=trajectory,
+        guidance=guidance,
     )
     return {
         name: torch.stack([made.start[name], *(after[name] for after in made.achieved)], 1)

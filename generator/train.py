@@ -19,6 +19,7 @@ from .conditioning import Scaling
 from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
 from .pairs import Pairs, PairsName
+from .prediction import WeightingName, error_scale
 from .width import parameter_groups
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -37,11 +38,17 @@ class TrainConfig:
     """Optimizer steps; training ends there or at the time budget, whichever comes first."""
     time_budget_s: float | None = None
     """Seconds of training after which it ends; the learning rate is annealed towards that end."""
+    cpu_budget_s: float | None = None
+    """The same in CPU seconds of a worker's process, without those of reports and checkpoints: on a machine
+    with other work a fair measure of what a training has cost."""
     batch_size: int = 128
     """Pairs per worker and step."""
     pairs: PairsName = "stratified"
     """Which pairs of a run are drawn. stratified: targets of every metric, half of the starts
     initialisations. published: the spacing between both uniform (Peebles et al. 2022)."""
+    weighting: WeightingName = "none"
+    """Of squared errors by time. none: as they are of what is predicted. min-snr: as those of clean updates
+    times the signal-to-noise ratio, at most 5 (Hang et al. 2023)."""
     optimizer: OptimizerName = "adamw"
     """The rule of its steps. Its lr and weight decay are its own; good ones to begin with: adamw 4e-3, 0.01;
     lion 1e-3, 0.03; tiger 2e-2, 0.01; amos 0.1, 0 (it decays by itself); sgd 1, 1e-4."""
@@ -85,8 +92,9 @@ class TrainConfig:
                 f"base_width is {self.model.base_width} with optimizer {self.optimizer!r}, whose rates "
                 f"follow other rules; expected one of {', '.join(TRANSFERS)}"
             )
-        if self.time_budget_s is not None and not self.time_budget_s > 0:
-            raise ValueError(f"time_budget_s is {self.time_budget_s}; expected a positive number of seconds")
+        for name in ("time_budget_s", "cpu_budget_s"):
+            if (given := getattr(self, name)) is not None and not given > 0:
+                raise ValueError(f"{name} is {given}; expected a positive number of seconds")
 
 
 SYNC_EVERY = 10
@@ -105,6 +113,8 @@ class Training:
         self.optimizer = _make_optimizer(parameter_groups(model, config.weight_decay), config)
         self.rng = seeded(config.seed, 1, rank)
         self.step, self.elapsed_s = 0, 0.0
+        self.process_s = 0.0
+        """CPU seconds of this process, without what reports took."""
 
     def update(self, loss: Tensor, progress: float) -> None:
         """One optimizer step, and the average follows."""
@@ -132,6 +142,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "process_s": self.process_s,
             "rng": _of_all_ranks(self.rng.get_state()),
         }
 
@@ -140,6 +151,7 @@ class Training:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.process_s = state["process_s"]
         self.rng.set_state(state["rng"][self.rank])
 
 
@@ -179,7 +191,7 @@ def train(
 ) -> nn.Module:
     """Train `model` in place and return its exponential moving average.
 
-    Clean-update prediction: the loss is the mean squared error of the predicted scaled update.
+    The loss is the mean squared error of what the model predicts of the scaled update, see `error_scale`.
 
     Args:
         draw: (step, number of pairs, rng) -> pairs; what it gives must be a function of these alone.
@@ -197,10 +209,12 @@ def train(
         precision = faster_precision(model.config.width, device)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
     began, progress, meter = time.monotonic() - training.elapsed_s, 0.0, Meter()
+    since = time.process_time()
     saved_s = agreed_s = training.elapsed_s
     while True:
         step = training.step
         training.elapsed_s = time.monotonic() - began
+        training.process_s, since = training.process_s + time.process_time() - since, time.process_time()
         if step % SYNC_EVERY == 0 or not meter.pairs:
             progress, agreed_s = _agree(training, device)
         ends = max(progress, step / config.steps) >= 1
@@ -208,16 +222,21 @@ def train(
         save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
             metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
-            report({**metrics, "train_s": training.elapsed_s}, training.state_dict() if save else None)
+            metrics |= {"train_s": training.elapsed_s, "process_s": training.process_s}
+            report(metrics, training.state_dict() if save else None)
+            since = time.process_time()
             saved_s = agreed_s if save else saved_s
         if ends:
             return training.ema
         asked = time.monotonic()
         pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
         meter.waited_s += time.monotonic() - asked
-        t = model.training_times(len(pairs.prompt), rng=training.rng)
+        pairs = _without_some_prompts(pairs, model.config.prompt_dropout, training.rng)
+        t = model.times.training(len(pairs.prompt), rng=training.rng)
+        scale = error_scale(model.config.prediction, model.times.path, config.weighting, t.to(device))
         with autocast:
-            loss = errors(wrapped, pairs, t, scaling, training.rng).square().mean()
+            found = errors(wrapped, pairs, t, scaling, training.rng) * scale.unsqueeze(1)
+            loss = found.square().mean()
         training.update(loss, progress)
         meter.losses.append(loss.detach())
         meter.pairs += config.batch_size
@@ -242,6 +261,14 @@ def errors(
     return predicted.float() - u0
 
 
+def _without_some_prompts(pairs: Pairs, share: float, rng: torch.Generator) -> Pairs:
+    """A prompt that is dropped is NaN."""
+    if not share:
+        return pairs
+    dropped = torch.rand(len(pairs.prompt), 1, generator=rng).to(pairs.prompt) < share
+    return pairs._replace(prompt=pairs.prompt.masked_fill(dropped, torch.nan))
+
+
 def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     done = max(progress, step / config.steps)
@@ -249,15 +276,16 @@ def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
 
 
 def _agree(training: Training, device: torch.device | str) -> tuple[float, float]:
-    """(share of the training that has passed, by steps or by the clock; seconds): rank 0's clock is all's."""
+    """(share of the training that has passed, by steps or by a clock; seconds): rank 0's clocks are all's."""
     config = training.config
-    seconds = torch.tensor(training.elapsed_s, dtype=torch.float64, device=device)
+    clocks = torch.tensor([training.elapsed_s, training.process_s], dtype=torch.float64, device=device)
     if dist.is_initialized():
-        dist.broadcast(seconds, 0)
-    share = training.step / config.steps
-    if config.time_budget_s is not None:
-        share = max(share, float(seconds) / config.time_budget_s)
-    return share, float(seconds)
+        dist.broadcast(clocks, 0)
+    shares = [training.step / config.steps]
+    for passed, budget in zip(clocks.tolist(), (config.time_budget_s, config.cpu_budget_s), strict=True):
+        if budget is not None:
+            shares.append(passed / budget)
+    return max(shares), float(clocks[0])
 
 
 def _of_all_ranks(own: Tensor) -> list[Tensor]:

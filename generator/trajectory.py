@@ -5,19 +5,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .analytic import Moments
-from .diffusion import alpha_sigma, timesteps
+from .diffusion import Times, alpha_sigma
 
 GRID = 256
-"""Times that an optimal trajectory is chosen from, evenly spaced."""
+"""Times that an optimal trajectory is chosen from, evenly spaced on the path."""
 LEAST = 1e-12
 """Variances below count as this one: no step is free."""
 
 
-def optimal_trajectory(moments: Moments, steps: int) -> Float[Tensor, " {steps}+1"]:
-    """The `steps` + 1 times from 1 to 0 of the largest bound on the likelihood (Bao et al. 2022, sec. 4.3).
+def optimal_trajectory(
+    moments: Moments, steps: int, path: Times | None = None
+) -> Float[Tensor, " {steps}+1"]:
+    """The `steps` + 1 times down to 0 of the largest bound on the likelihood (Bao et al. 2022, sec. 4.3).
 
     Ancestral sampling with the best variances is meant, which the held-out errors give; the other samplers
     may follow it.
+
+    Args:
+        path: whose sampling times it is made of; default the cosine one.
 
     Raises:
         ValueError: more steps than there are times to choose from.
@@ -26,7 +31,7 @@ def optimal_trajectory(moments: Moments, steps: int) -> Float[Tensor, " {steps}+
         raise ValueError(
             f"an optimal trajectory of {steps} steps; expected 1 to {GRID}: of more, take the even one"
         )
-    times = timesteps(GRID).to(moments.times)[:-1]  # from 1 to 1 / GRID
+    times = (path or Times()).sampling(GRID).to(moments.times)[:-1]
     covariance = moments.covariance("extended", times)
     to, end = step_costs(times, covariance, moments.sizes.to(times) / moments.sizes.sum())
     return torch.cat([times[cheapest_path(to, end, steps)], times.new_zeros(1)])

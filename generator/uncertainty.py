@@ -14,7 +14,7 @@ from .pairs import Pairs, Reservoir
 from .reading import reservoir_of
 
 TIMES = 32
-"""Times that are measured at, evenly spaced up to 1."""
+"""Times that are measured at, evenly spaced on the model's path."""
 MOST_RUNS = 256
 """Runs of either kind that pairs are drawn from."""
 
@@ -44,7 +44,7 @@ def measure_moments(
         raise ValueError(
             f"zoo {zoo.path} has no finished runs from {second_half} on; finish it with `theta make`"
         )
-    times = torch.linspace(1 / num_times, 1, num_times)
+    times = generator.model.times.sampling(num_times)[:-1].flip(0).float()
     rng = seeded(seed, 2)
     analytic, extended = [], []
     for t in times:

@@ -32,7 +32,8 @@ def circle(size: int, frames: int, *, rng: torch.Generator) -> Float[Tensor, "fr
 def walking(generator: WeightGenerator) -> Sampling:
     """How a walk is sampled: nothing but the noise it begins with may be random, and that must matter."""
     own = generator.sampling.steps
-    return Sampling(steps=own if own > 1 else MANY_STEPS, sampler="ddim")
+    guidance = generator.sampling.guidance
+    return Sampling(steps=own if own > 1 else MANY_STEPS, sampler="ddim", guidance=guidance)
 
 
 def latent_walk(

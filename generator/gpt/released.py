@@ -19,8 +19,9 @@ from ..artefact import Origin, WeightGenerator
 from ..coordinates import Coordinates
 from ..dit import DiTConfig
 from ..samplers import SamplerName, Sampling
+from ..scales import published_scaling
 from .config import PRESETS, GptConfig
-from .denoiser import GptDenoiser, published_scaling
+from .denoiser import GptDenoiser
 from .model import Gpt
 from .schedule import NUM_STEPS
 

@@ -32,9 +32,12 @@ def step_of(t: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
     return torch.searchsorted((times[1:] + times[:-1]) / 2, t.double().contiguous())
 
 
-def draw_step_times(num: int, *, rng: torch.Generator) -> Float[Tensor, " num"]:
-    """Times of uniformly drawn steps, as published for training."""
-    return step_times()[torch.randint(NUM_STEPS, (num,), generator=rng)].float()
+def draw_step_times(num: int, *, rng: torch.Generator, shift: float = 1.0) -> Float[Tensor, " num"]:
+    """Times of uniformly drawn steps, as published for training; shifted towards the last ones by more than
+    1."""
+    share = (torch.randint(NUM_STEPS, (num,), generator=rng) + 0.5) / NUM_STEPS
+    step = (NUM_STEPS * shift * share / (1 + (shift - 1) * share)).long()
+    return step_times()[step].float()
 
 
 def respaced(num: int) -> Float[Tensor, " {num}+1"]:

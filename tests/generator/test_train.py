@@ -82,6 +82,7 @@ def assert_equal(a: dict, b: dict) -> None:
 def learning(**fields: Any) -> TrainConfig:
     """Steps enough to learn what there is to learn."""
     small = {"steps": 250, "batch_size": 64, "lr": 3e-3, "warmup_steps": 10, "precision": "float32"}
+    small |= {"checkpoint_every_s": 1e6}  # reports are of steps alone, on a busy machine, too
     return TrainConfig(**{"model": CONFIG.model, **small, **fields})
 
 
@@ -166,6 +167,29 @@ def test_a_time_budget_ends_the_training_and_saves_it(problem: Problem) -> None:
     assert list(states) == [reports[-1]["step"]]
 
 
+def test_a_budget_of_cpu_seconds_ends_the_training_wherever_it_is_resumed(problem: Problem) -> None:
+    config = TrainConfig(
+        model=CONFIG.model,
+        steps=10**6,
+        cpu_budget_s=0.3,
+        batch_size=4,
+        warmup_steps=0,
+        precision="float32",
+        checkpoint_every=10,
+        report_every=10,
+    )
+    _, reports, states = trained(problem, config)
+    used = [entry["process_s"] for entry in reports]
+    assert used == sorted(used)
+    assert 0.3 <= used[-1] < 0.6  # it looks at the clock every ten steps
+    assert reports[-1]["progress"] == 1
+    early = torch.load(io.BytesIO(states[10]), weights_only=True)
+    assert early["process_s"] == used[0]
+    _, later, _ = trained(problem, config, state=early)
+    assert later[0]["process_s"] > used[0]
+    assert 0.3 <= later[-1]["process_s"] < 0.6
+
+
 def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
     config = TrainConfig(**vars(CONFIG) | {"precision": "bfloat16", "steps": 5})
     state, reports, _ = trained(problem, config)
@@ -182,6 +206,7 @@ def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
         ({"ema": 1.0}, r"ema 1.0 must be in \[0, 1\)"),
         ({"weight_decay": -1.0}, "weight_decay -1.0 and"),
         ({"time_budget_s": 0.0}, "time_budget_s is 0.0"),
+        ({"cpu_budget_s": -1.0}, "cpu_budget_s is -1.0; expected a positive number of seconds"),
     ],
 )
 def test_impossible_configs_say_what_is_expected(fields: dict, message: str) -> None:

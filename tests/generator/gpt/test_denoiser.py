@@ -13,11 +13,12 @@ from generator.artefact import Origin, WeightGenerator
 from generator.coordinates import Coordinates
 from generator.diffusion import add_noise
 from generator.dit import DiTConfig
-from generator.gpt.denoiser import TARGET_STD, GptDenoiser, fit_published_scaling, published_scaling
+from generator.gpt.denoiser import GptDenoiser
 from generator.gpt.schedule import alpha_bar, step_times
 from generator.layouts import LAYOUTS
 from generator.pairs import Pairs, Reservoir, Runs
 from generator.samplers import sample_published
+from generator.scales import TARGET_STD, fit_scaling, published_scaling
 from generator.train import TrainConfig, train
 
 from ..conftest import randomise
@@ -67,7 +68,7 @@ def test_sampling_updates_is_sampling_networks(deep: MLPClassifier) -> None:
     coordinates, model = denoiser(deep)
     start = networks(2, coordinates.Z)[0]
     metrics = torch.tensor([[2.3, 0.0, 0.5, 0.0]]).expand(2, 4)
-    times = model.timesteps(20)
+    times = model.times.sampling(20)
 
     def update(u: Tensor, t: Tensor) -> Tensor:
         return model(u, t.expand(len(u)), start, metrics)
@@ -90,8 +91,8 @@ def test_sampling_updates_is_sampling_networks(deep: MLPClassifier) -> None:
 def test_it_is_trained_at_the_steps_of_the_schedule_and_sampled_along_them(tiny: Task) -> None:
     _, model = denoiser(tiny)
     known = step_times().float()
-    assert torch.isin(model.training_times(500, rng=seeded(0)), known).all()
-    assert torch.isin(model.timesteps(30)[:-1].float(), known).all()
+    assert torch.isin(model.times.training(500, rng=seeded(0)), known).all()
+    assert torch.isin(model.times.sampling(30)[:-1].float(), known).all()
 
 
 def test_an_untrained_denoiser_returns_no_update(tiny: Task) -> None:
@@ -111,7 +112,8 @@ def reservoir(size: int, std: float) -> Reservoir:
 def test_the_published_scale_is_one_number_for_all_parameters(tiny: Task) -> None:
     coordinates = Coordinates.fit(tiny, rank=0)
     seen = torch.tensor([[0.3], [2.0], [1.0]])
-    scaling = fit_published_scaling(coordinates, reservoir(coordinates.Z, 0.2), seen, ("min",), rng=seeded(0))
+    runs = reservoir(coordinates.Z, 0.2)
+    scaling = fit_scaling(CONFIG, None, coordinates, runs, seen, ("min",), rng=seeded(0))
     (scale,) = scaling.start_scale.unique().tolist()
     # 118 checkpoints of 43 numbers: their standard deviation is known to 1 %; five of these
     assert abs(scale * TARGET_STD / 0.2 - 1) < 0.05
