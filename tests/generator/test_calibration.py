@@ -120,7 +120,7 @@ class PartOfTheWay(Denoiser):
         self.best = generator.scaling.views[0].features(torch.tensor([generator.best_metric]))[0, 1]
         self.share = share
 
-    def forward(self, u_t: Tensor, t: Tensor, start: Tensor, metrics: Tensor) -> Tensor:
+    def predict(self, u_t: Tensor, t: Tensor, start: Tensor, metrics: Tensor) -> Tensor:
         own = torch.cdist(start, self.starts).argmin(1)
         far = self.share * torch.exp(2 * (self.best - metrics[:, 3])).clamp_max(1.0)
         return self.updates[own] * far.unsqueeze(1)

@@ -135,7 +135,7 @@ def test_a_training_of_one_metric_is_the_single_path_to_the_bit(digits: Task, di
     training = Training(oracle.model, CONFIG, rank=0)
     for step in range(CONFIG.steps):
         pairs = pairs_of_one(runs, CONFIG.batch_size, training.rng)
-        t = oracle.model.training_times(CONFIG.batch_size, rng=training.rng)
+        t = oracle.model.times.training(CONFIG.batch_size, rng=training.rng)
         u0 = scaling.update(pairs.start, pairs.target)
         noisy = add_noise(u0, t, rng=training.rng)
         features = [view.features(each[:, 0]) for each in (pairs.start_metric, pairs.prompt)]

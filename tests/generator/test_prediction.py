@@ -15,7 +15,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator.artefact import CONFIG, WeightGenerator, _digest
+from generator.artefact import CONFIG, SCALES, WeightGenerator, _digest
 from generator.card import model_card
 from generator.coordinates import Coordinates
 from generator.diffusion import PathName, Times, alpha_sigma, training_times
@@ -225,9 +225,7 @@ def test_it_learns_with_every_choice(problem: Problem, model: dict) -> None:
     u0 = problem.scaling.update(pairs.start, pairs.target)
     alpha, sigma = alpha_sigma(t.unsqueeze(1))
     x = alpha * u0 + sigma * torch.randn(u0.shape, generator=seeded(8))
-    metrics = torch.cat(
-        [problem.scaling.metric(pairs.start_metric), problem.scaling.metric(pairs.prompt)], -1
-    )
+    metrics = problem.scaling.condition(pairs.start_metric, pairs.prompt)
     with torch.no_grad():
         error = learned(x, t, problem.scaling.start(pairs.start), metrics) - u0
     # .005 to .05 measured, and .64 to 1.9 before training
@@ -266,9 +264,9 @@ def test_guidance_goes_beyond_the_prediction_with_a_prompt(digits: Task, digits_
     made = fitted(digits, digits_zoo, replace(SMALL, prompt_dropout=0.1))
     randomise(made.model)
     theta = digits.init([seeded(5, k) for k in range(3)])
-    z, metric, prompt = made.coordinates.encode(theta), torch.full((3,), 2.3), torch.full((3,), 0.3)
+    z, metric, prompt = made.coordinates.encode(theta), torch.full((3, 1), 2.3), torch.full((3, 1), 0.3)
     x, t = torch.randn(z.shape, generator=seeded(0)), torch.tensor(0.7)
-    free = made.denoiser(z, metric, torch.full((3,), torch.nan))(x, t)
+    free = made.denoiser(z, metric, torch.full((3, 1), torch.nan))(x, t)
     told, none, twice = (made.denoiser(z, metric, prompt, g)(x, t) for g in (1.0, 0.0, 2.0))
     assert (told - free).abs().max() > 0.01
     torch.testing.assert_close(none, free)
@@ -339,11 +337,11 @@ def test_moments_and_trajectories_are_on_the_path(path: PathName, digits: Task, 
 
 
 def test_scales_are_chosen_apart_from_tokens(tiny: Task) -> None:
-    coordinates, seen = Coordinates.fit(tiny, rank=0), torch.tensor([0.3, 2.0, 1.0])
+    coordinates, seen = Coordinates.fit(tiny, rank=0), torch.tensor([[0.3], [2.0], [1.0]])
     runs = reservoir(coordinates.Z, 0.2)
     units, gpt = SMALL, replace(SMALL, tokens="gpt")
     scaling = {
-        (config.tokens, scales): fit_scaling(config, scales, coordinates, runs, seen, "min", rng=seeded(0))
+        (config.tokens, scales): fit_scaling(config, scales, coordinates, runs, seen, ("min",), rng=seeded(0))
         for config, scales in product((units, gpt), ("tensor", "single", None))
     }
     for tokens, own in (("units", "tensor"), ("gpt", "single")):
@@ -357,10 +355,13 @@ def test_scales_are_chosen_apart_from_tokens(tiny: Task) -> None:
         assert tensor.start_mean.any()
         raw = tokens == "gpt"
         for each in (single, tensor):
-            assert torch.equal(each.metric(seen)[:, 0], seen) == raw
-            assert each.log_metric == (not raw)
-        for name, value in vars(scaling[tokens, None]).items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(vars(scaling[tokens, own])[name]))
+            (view,) = each.views
+            assert torch.equal(view.features(seen[:, 0])[:, 0], seen[:, 0]) == raw
+            assert view.log == (not raw)
+        default, same = scaling[tokens, None], scaling[tokens, own]
+        assert default.views == same.views
+        for name in SCALES:
+            assert torch.equal(getattr(default, name), getattr(same, name))
 
 
 @pytest.mark.parametrize(
@@ -390,5 +391,7 @@ def test_defaults_are_left_open_until_they_are_stored() -> None:
 
 def test_pairs_without_prompts_are_still_pairs(problem: Problem) -> None:
     pairs = problem.draw(0, 4, seeded(0))
-    missing = Pairs(*pairs[:3], torch.full((4,), torch.nan))
-    assert problem.scaling.metric(missing.prompt)[:, 0].isnan().all()
+    missing = Pairs(*pairs[:3], torch.full((4, 1), torch.nan))
+    features = problem.scaling.condition(missing.start_metric, missing.prompt)
+    assert features[:, :2].isfinite().all()
+    assert features[:, 2].isnan().all()
