@@ -151,6 +151,8 @@ def test_impossible_metrics_are_refused_before_anything_is_made(
     assert "unknown metric 'auc'; the zoo has loss, error" in refused(*train, "--metrics", "loss", "auc")
     assert "the zoo's own among them: loss error" in refused(*train, "--metrics", "error")
     assert "metrics are loss, loss; expected each once" in refused(*train, "--metrics", "loss", "loss")
+    line = refused(*train, "--metrics", "loss", "error", "--prompt-dropout", "0.1")
+    assert "prompt_dropout is 0.1 with metrics loss, error, which are left out at random as it is" in line
     assert not (tmp_path / "g").exists()
     line = refused(
         "train", "--zoo", digits_zoo.path, "--out", both, "--held-out", "0.25", "--num-workers", "1"
