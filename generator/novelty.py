@@ -14,6 +14,7 @@ from ckpt_factory.zoo import Zoo
 
 from .hole import Hole, without_hole
 from .pairs import Runs
+from .reading import metrics_of
 from .rebasin import AlignedDistance, align
 
 COARSE = 9
@@ -88,7 +89,7 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> tuple[
     for unit in units:
         if zoo.header.run_ids(unit)[0] >= search.num_training_runs:
             continue
-        (theta, metric), runs = _learned(zoo, unit, search)
+        theta, metric, runs = _learned(zoo, unit, search)
         chosen = _among(runs, search.searched)
         if chosen.any() and len(search.queries):
             parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
@@ -98,15 +99,17 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> tuple[
     return merge_neighbours(parts), merge_pools(pools)
 
 
-def _learned(zoo: Zoo, unit: int, search: Search) -> tuple[Runs, Int[Tensor, " R"]]:
-    """The runs of a shard that are searched or pooled, as a generator learned from them, and their ids."""
+def _learned(
+    zoo: Zoo, unit: int, search: Search
+) -> tuple[Float[Tensor, "R S D"], Float[Tensor, "R S"], Int[Tensor, " R"]]:
+    """Runs of a shard that are searched or pooled, as a generator learned from them: theta, metrics, ids."""
     rows = zoo.read_unit(unit)
     kept = rows.finite() & (rows.run_ids < search.num_training_runs)
     kept &= _among(rows.run_ids, search.searched | search.pooled)
-    metric = rows.metrics[zoo.header.prompted][kept]
-    runs = without_hole(Runs(rows.theta[kept].float(), metric), search.hole)
-    known = runs.metric.isfinite().all(1)  # of a run altogether in the hole nothing is
-    return Runs(runs.z[known], runs.metric[known]), rows.run_ids[kept][known]
+    metric = metrics_of(rows, [zoo.header.prompted])[kept]
+    theta, metric = without_hole(Runs(rows.theta[kept].float(), metric), search.hole)
+    known = metric.isfinite().all((1, 2))  # of a run altogether in the hole nothing is
+    return theta[known], metric[known, :, 0], rows.run_ids[kept][known]
 
 
 def _among(runs: Int[Tensor, " R"], ids: frozenset[int]) -> Bool[Tensor, " R"]:
