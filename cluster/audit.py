@@ -46,8 +46,9 @@ class AuditConfig:
     """What to audit: a generator, or a folder of networks that were made elsewhere."""
 
     generator: Path | None = None
-    """Folder of the generator; default runs/generator unless --generated is given. With --generated it only
-    says what of the zoo it was trained on, its runs and its hole."""
+    """Folder of the generator; default runs/generator unless --generated is given. Of several metrics the
+    main one is prompted, alone. With --generated it only says what of the zoo it was trained on, its runs and
+    its hole."""
     generated: Path | None = None
     """A folder of networks, state_dicts as safetensors (or .pt), to be audited in place of a generator's."""
     zoo: Path = Path("runs/zoo")

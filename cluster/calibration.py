@@ -26,7 +26,7 @@ class CalibrateConfig:
     """Whose prompts to calibrate, on what."""
 
     generator: Path = Path("runs/generator")
-    """Folder of the generator."""
+    """Folder of the generator; of several metrics the main one, prompted alone, is calibrated."""
     zoo: Path = Path("runs/zoo")
     """The zoo it was trained on; initialisations of its training runs are what prompts are calibrated on."""
     out: Path = Path("runs/generator-calibrated")

@@ -28,7 +28,7 @@ class WatchConfig:
     """What to film."""
 
     generator: Path = Path("runs/generator")
-    """Folder of the generator of policies."""
+    """Folder of the generator of policies; of several metrics the main one is prompted, alone."""
     task: str | None = None
     """The task that it has to be of, as in `--task rl_tasks:cartpole-v0`; default whatever it is of."""
     prompt: str = ""

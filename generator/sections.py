@@ -164,7 +164,11 @@ def training(e: Evidence) -> str:
     """The generator and its learning curve."""
     g, config, curve = e.generator, e.generator.model.config, e.curve
     kept = ", ".join(f"{name}: {len(layer.scale)} directions" for name, layer in g.coordinates.layers.items())
-    low, high = (show(value) for value in g.scaling.metric_range)
+    prompts = []
+    for name in g.metrics:
+        low, high = (show(value) for value in g.range_of(name))
+        column, objective = label(g.column_of(name)), html.escape(g.objective_of(name))
+        prompts.append(f"{column} ({objective}), seen {low} to {high}")
     rows = [
         ("Model", f"{type(g.model).__name__}, {sum(p.numel() for p in g.model.parameters()):,} parameters"),
         (
@@ -172,7 +176,7 @@ def training(e: Evidence) -> str:
             f"{config.tokens} as tokens, width {config.width}, depth {config.depth}, {config.heads} heads",
         ),
         ("Coordinates", html.escape(kept) or "parameters as they are"),
-        ("Prompts", f"{label(g.origin.prompted)} ({html.escape(g.origin.objective)}), seen {low} to {high}"),
+        ("Prompts", "; or ".join(prompts)),
         ("Sampling", how_sampled(g)),
         ("Learned from", f"{g.origin.num_training_runs:,} runs"),
     ]
