@@ -1,7 +1,6 @@
 """Benchmarks as commands: what a run, a stored checkpoint and a second CPU cost on this machine."""
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +8,11 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from ckpt_factory import RunPlan, Task, make
+from ckpt_factory import RunPlan, make
 from ckpt_factory.bench import (
-    RECIPES,
-    Variant,
     label_noise_experiment,
     machine,
-    measure_factory,
     measure_storage,
-    paired_difference,
-    whole_stacks,
 )
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks import MLPClassifier
@@ -27,29 +21,33 @@ from generator.artefact import WeightGenerator
 from generator.sizes import SizeName
 
 from .command import Command, Outcome
+from .factory_bench import measure_recipes
+from .memorisation import Comparison, measure_memorisation
 from .policies_bench import bench_curves, bench_rl
 from .progress import say
+from .runtime import RayConfig, ray_session
 from .sampler_bench import measure_samplers
 from .scaling import measure_memory, measure_scaling
-from .tables import print_factory, print_table
+from .tables import print_table
 from .training_bench import measure_training
 
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
     **dict.fromkeys(("tasks", "variants", "full"), ("factory",)),
-    "data_root": ("factory", "samplers", "training"),
+    "data_root": ("factory", "samplers", "training", "memorisation"),
     "seconds": ("factory", "rl", "training"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
-    "runs": ("curves",),
-    "zoo": ("samplers", "training"),
-    **dict.fromkeys(("generator", "evaluations", "num_networks", "num_prompts"), ("samplers",)),
-    **dict.fromkeys(("sizes", "train_s"), ("training",)),
+    "runs": ("curves", "memorisation"),
+    "zoo": ("samplers", "training", "memorisation"),
+    **dict.fromkeys(("generator", "evaluations"), ("samplers",)),
+    **dict.fromkeys(("num_networks", "num_prompts"), ("samplers", "memorisation")),
+    "sizes": ("training", "memorisation"),
+    "train_s": ("training",),
+    **dict.fromkeys(("steps", "num_seeds"), ("memorisation",)),
     "repeats": ("factory", "storage", "scaling", "rl", "training"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
-LONGEST_STACK_S = 900.0
-"""A stack that takes longer is not trained whole by --full: its figures stay extrapolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,9 @@ class BenchConfig:
     """What to measure."""
 
     what: tyro.conf.Positional[
-        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers", "training"]
+        Literal[
+            "factory", "storage", "scaling", "tailr", "rl", "curves", "samplers", "training", "memorisation"
+        ]
     ] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
     three to seven minutes.
@@ -72,7 +72,9 @@ class BenchConfig:
     samplers: alignment and weights by the number of a generator's evaluations, for all
     samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute.
     training: CPU seconds of the generator's training step and its share of the matrix-product peak, and the
-    wait for data of a real `theta train`; five minutes."""
+    wait for data of a real `theta train`; five minutes.
+    memorisation: the same training on 250 to 64,000 runs, and the audit of each: what is remembered, and
+    what is learned. As long as its trainings take; killed, the same command goes on."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
@@ -80,7 +82,7 @@ class BenchConfig:
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
-    """factory, samplers, training: where images are, as for `theta make`."""
+    """factory, samplers, training, memorisation: where images are, as for `theta make`."""
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
@@ -97,21 +99,27 @@ class BenchConfig:
     """tailr: its gammas; 0 is cross-entropy."""
     runs_per_setting: int = 64
     """tailr: runs of each share and gamma, all from the same initialisations."""
-    runs: int = 32
-    """curves: runs of each algorithm, each with its own seed."""
+    runs: tuple[int, ...] = ()
+    """curves: runs of each algorithm, each with its own seed; default 32. memorisation: numbers of training
+    runs; default 250 1000 4000 16000 64000."""
     generator: Path | None = None
     """samplers: folder of the generator."""
     zoo: Path | None = None
-    """samplers: the zoo it was trained on. training: the zoo to train on; default one of 512 digits runs,
-    made for it."""
+    """samplers: the zoo it was trained on. memorisation: the zoo whose first runs are trained on. training:
+    the zoo to train on; default one of 512 digits runs, made for it."""
     evaluations: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
     """samplers: how often the model is evaluated for a network."""
     num_networks: int = 16
-    """samplers: held-out initialisations."""
+    """samplers, memorisation: held-out initialisations."""
     num_prompts: int = 8
-    """samplers: prompts for each, 2 or more."""
-    sizes: tuple[SizeName, ...] = ("1M", "10M")
-    """training: sizes of the transformer; 1M is the default one."""
+    """samplers, memorisation: prompts for each, 2 or more."""
+    sizes: tuple[SizeName, ...] = ()
+    """training: sizes of the transformer; default 1M, which is that of `theta train`, and 10M. memorisation:
+    one size; default 1M."""
+    steps: int = 2000
+    """memorisation: optimizer steps of every training, so that all take the same time."""
+    num_seeds: int = 3
+    """memorisation: trainings on each number of runs."""
     train_s: float = 30.0
     """training: seconds of a real `theta train` of each size; 0: none."""
 
@@ -121,14 +129,14 @@ class BenchConfig:
             if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs"):
+        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "steps", "num_seeds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations", "sizes"):
+        for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; expected at least one")
-        for name in ("num_runs", "evaluations"):
-            if min(getattr(self, name)) < 1:
+        for name in ("num_runs", "evaluations", "runs"):
+            if min(getattr(self, name), default=1) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1 each")
         if not 0 <= self.train_s < math.inf:
             raise ValueError(f"train_s is {self.train_s}; expected a number of seconds, or 0 for none")
@@ -137,75 +145,33 @@ class BenchConfig:
                 f"num_networks is {self.num_networks}, num_prompts {self.num_prompts}; expected at least "
                 "1 and 2"
             )
+        self._check_what_is_measured()
+
+    def _check_what_is_measured(self) -> None:
+        if self.what == "curves" and len(self.runs) > 1:
+            raise ValueError(f"runs are {self.runs}; expected one number for `theta bench curves`")
+        if self.what == "memorisation":
+            if self.zoo is None:
+                raise ValueError("`theta bench memorisation` needs --zoo, whose runs are trained on")
+            if len(self.sizes) > 1:
+                raise ValueError(f"sizes are {self.sizes}; expected one for `theta bench memorisation`")
+            if len(set(self.runs)) < len(self.runs) or min(self.runs, default=2) < 2:
+                raise ValueError(f"runs are {self.runs}; expected numbers of 2 or more, each once")
         if self.what == "samplers" and (self.generator is None or self.zoo is None):
             raise ValueError("`theta bench samplers` needs --generator and --zoo, the zoo it was trained on")
 
 
 def bench_factory(config: BenchConfig) -> dict[str, Any]:
     """Measure the recipes of the tasks that are there."""
-    by_task: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
-    for name, task in _tasks(config, left_out):
-        say(f"measuring {name}: {RECIPES[name].text}")
-        whole: dict[str, dict[str, dict[str, float | int]]] = {}
-        try:
-            found = measure_factory(
-                task,
-                RECIPES[name],
-                config.variants,
-                repeats=config.repeats,
-                seconds=config.seconds,
-                folder=config.out,
-            )
-            if config.full:
-                whole = _whole(name, task, found["contenders"], config.out)
-        except ValueError as error:
-            left_out[name] = str(error)
-            say(f"{name} left out: {error}")
-            continue
-        by_task[name] = found | whole
-        print_factory(name, by_task[name])
-    if not by_task:
-        raise ValueError(f"no task is left to measure ({'; '.join(left_out.values())})")
-    headline = {
-        f"{task} {name} cpu_s_per_run": each["cpu_s_per_run"]
-        for task, found in by_task.items()
-        for name, each in found["contenders"].items()
-    }
-    return headline | {"tasks": by_task, "left_out": left_out}
-
-
-def _tasks(config: BenchConfig, left_out: dict[str, str]) -> Iterator[tuple[str, Task]]:
-    for name in config.tasks:
-        try:
-            task = make(name, data_root=config.data_root)
-            if name not in RECIPES:
-                raise ValueError(f"no recipe to measure it on; there are recipes for {', '.join(RECIPES)}")
-        except ValueError as error:
-            left_out[name] = str(error)
-            say(f"{name} left out: {error}")
-        else:
-            yield name, task
-
-
-def _whole(
-    name: str, task: Task, contenders: Mapping[str, Any], out: Path
-) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Whole stacks by variant, and how the final test error of all runs differs from that in float32."""
-    found, finals, recipe = {}, {}, RECIPES[name]
-    for variant in [each for each in contenders if each not in ("plain_loop", "vmap")]:
-        seconds = contenders[variant]["cpu_s_per_run"] * recipe.stack_size
-        if seconds > LONGEST_STACK_S:
-            say(f"{name} {variant}: a stack would take {seconds:,.0f} CPU s; it stays extrapolated")
-            continue
-        say(f"training two whole stacks of {name}, {variant}: {2 * seconds:,.0f} CPU s or so")
-        found[variant], finals[variant] = whole_stacks(task, recipe, Variant.of_name(variant), out)
-    paired = {
-        variant: paired_difference(values["test_error"], finals["float32"]["test_error"])
-        for variant, values in finals.items()
-        if variant != "float32" and "float32" in finals
-    }
-    return {"whole_stacks": found, "final_test_error_against_float32": paired}
+    return measure_recipes(
+        config.tasks,
+        config.variants,
+        data_root=config.data_root,
+        repeats=config.repeats,
+        seconds=config.seconds,
+        full=config.full,
+        out=config.out,
+    )
 
 
 def bench_storage(config: BenchConfig) -> dict[str, Any]:
@@ -307,7 +273,7 @@ def bench_samplers(config: BenchConfig) -> dict[str, Any]:
 def bench_training(config: BenchConfig) -> dict[str, Any]:
     """Measure the generator's training step, and real trainings."""
     return measure_training(
-        config.sizes,
+        config.sizes or ("1M", "10M"),
         config.zoo,
         data_root=config.data_root,
         train_s=config.train_s,
@@ -315,6 +281,34 @@ def bench_training(config: BenchConfig) -> dict[str, Any]:
         seconds=config.seconds,
         out=config.out,
     )
+
+
+def comparison_of(config: BenchConfig) -> Comparison:
+    """What `theta bench memorisation` compares."""
+    assert config.zoo is not None
+    return Comparison(
+        zoo=config.zoo,
+        runs=config.runs or (250, 1000, 4000, 16_000, 64_000),
+        size=config.sizes[0] if config.sizes else "1M",
+        steps=config.steps,
+        num_seeds=config.num_seeds,
+        num_networks=config.num_networks,
+        num_prompts=config.num_prompts,
+        data_root=config.data_root,
+        out=config.out,
+    )
+
+
+def bench_memorisation(config: BenchConfig) -> dict[str, Any]:
+    """Train on more and more runs, and audit each; on a Ray started here unless one is connected."""
+    with ray_session(RayConfig()):
+        return measure_memorisation(comparison_of(config))
+
+
+def _check(config: BenchConfig) -> None:
+    check_writable(config.out)
+    if config.what == "memorisation":
+        comparison_of(config).check()
 
 
 def _run(config: BenchConfig) -> Outcome:
@@ -325,9 +319,10 @@ def _run(config: BenchConfig) -> Outcome:
         "scaling": bench_scaling,
         "tailr": bench_tailr,
         "rl": lambda config: bench_rl(config.repeats, config.seconds),
-        "curves": lambda config: bench_curves(config.runs, config.out),
+        "curves": lambda config: bench_curves((config.runs or (32,))[0], config.out),
         "samplers": bench_samplers,
         "training": bench_training,
+        "memorisation": bench_memorisation,
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
@@ -339,7 +334,7 @@ def _run(config: BenchConfig) -> Outcome:
 COMMAND = Command(
     BenchConfig,
     _run,
-    check=lambda config: check_writable(config.out),
+    check=_check,
     starts_ray=False,
     examples="theta bench factory --data-root data --full\n"
     "theta bench storage\n"
@@ -348,5 +343,6 @@ COMMAND = Command(
     "theta bench rl\n"
     "theta bench curves\n"
     "theta bench training\n"
+    "theta bench memorisation --zoo runs/zoo-64k --runs 250 1000 4000 16000 64000\n"
     "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20",
 )

@@ -18,6 +18,8 @@ from .reading import reservoir_of
 from .train import errors
 
 BATCH = 256
+MOST_RUNS = 1024
+"""Held-out runs that pairs are drawn from: all of them are held in memory, in every worker."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,14 @@ class HeldOutLoss:
     ) -> "HeldOutLoss":
         """Pairs of the zoo's finished runs with ids from `first` on, drawn as those of training are.
 
+        Of more than MOST_RUNS about so many are taken, as many of each shard.
+
         Raises:
             ValueError: there is no such run.
         """
         num_runs, columns = zoo.header.num_runs, generator.origin.columns
-        reservoir = reservoir_of(zoo, generator.coordinates, first, num_runs, num_runs, columns=columns)
+        most = min(num_runs, MOST_RUNS)
+        reservoir = reservoir_of(zoo, generator.coordinates, first, num_runs, most, columns=columns)
         if not len(reservoir):
             raise ValueError(
                 f"zoo {zoo.path} has no finished held-out runs (ids from {first}); "
