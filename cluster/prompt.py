@@ -210,7 +210,10 @@ def _run(config: PromptConfig) -> Outcome:
     rows = [row | {"network": row["file"].split("-")[1]} for row in rows]
     asked = [name for name in rows[0] if name.startswith("prompt")]
     columns = result.get("prompted_columns") or [result["prompted_column"]]
-    shown = [*asked, *(each for column in columns for each in (f"start_{column}", column))]
+    if len(columns) == 1:
+        shown = [*asked, f"start_{columns[0]}", *columns]
+    else:  # with their starts, which result.json has, they would be too wide for a screen
+        shown = [each for pair in zip(asked, columns, strict=True) for each in pair]
     shown += [name for name in rows[0] if name.startswith("test_")]
     table = Table("network", *(name.replace("_", " ") for name in shown))
     for row in rows:

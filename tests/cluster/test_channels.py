@@ -66,9 +66,8 @@ def test_any_metrics_are_prompted_and_asked_and_achieved_are_said(
     result = prompted(both, tmp_path / "a", "--prompt", "loss=0.5", "error=0.1,0.3")
     assert result["prompted_columns"] == ["validation_loss", "validation_error"]
     rows = result["networks"]
-    assert [(row["prompt_loss"], row["prompt_error"]) for row in rows] == pytest.approx(
-        [(0.5, 0.1), (0.5, 0.3)] * 2
-    )
+    asked = [row[f"prompt_{name}"] for row in rows for name in ("loss", "error")]
+    assert asked == pytest.approx([0.5, 0.1, 0.5, 0.3] * 2)  # as float32
     for row in rows:
         assert {"start_validation_error", "validation_loss", "validation_error", "test_error"} <= set(row)
         assert (tmp_path / "a" / row["file"]).is_file()
