@@ -27,6 +27,7 @@ from generator.artefact import WeightGenerator
 from .command import Command, Outcome
 from .policies_bench import bench_curves, bench_rl
 from .progress import say
+from .runtime import RayConfig, ray_session
 from .sampler_bench import measure_samplers
 from .scaling import measure_memory, measure_scaling
 from .tables import print_factory, print_table
@@ -34,12 +35,15 @@ from .tables import print_factory, print_table
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
     **dict.fromkeys(("tasks", "variants", "full"), ("factory",)),
-    "data_root": ("factory", "samplers"),
+    "data_root": ("factory", "samplers", "generator"),
     "seconds": ("factory", "rl"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
     "runs": ("curves",),
-    **dict.fromkeys(("generator", "zoo", "evaluations", "num_networks", "num_prompts"), ("samplers",)),
+    **dict.fromkeys(("generator", "evaluations"), ("samplers",)),
+    **dict.fromkeys(("zoo", "num_networks", "num_prompts"), ("samplers", "generator")),
+    **dict.fromkeys(("cpu_seconds", "published_cpu_seconds", "seeds"), ("generator",)),
+    **dict.fromkeys(("published_steps", "our_steps", "table_steps", "changes"), ("generator",)),
     "repeats": ("factory", "storage", "scaling", "rl"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
@@ -52,7 +56,7 @@ class BenchConfig:
     """What to measure."""
 
     what: tyro.conf.Positional[
-        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers"]
+        Literal["factory", "storage", "scaling", "tailr", "rl", "curves", "samplers", "generator"]
     ] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
     three to seven minutes.
@@ -65,7 +69,9 @@ class BenchConfig:
     curves: PPO and evolution strategies on CartPole and Pendulum, return by steps of the environment, and
     a picture of it; four minutes.
     samplers: alignment and weights by the number of a generator's evaluations, for all
-    samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute."""
+    samplers, as a table and a picture; a quarter of an hour, with up to 20 a minute.
+    generator: ours against the published one on a zoo of digits, and what every difference between them
+    brings, at equal CPU time: 17 trainings a seed; hours, the same command again goes on."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
@@ -73,7 +79,7 @@ class BenchConfig:
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
-    """factory, samplers: where images are, as for `theta make`."""
+    """factory, samplers, generator: where images are, as for `theta make`."""
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
@@ -95,13 +101,27 @@ class BenchConfig:
     generator: Path | None = None
     """samplers: folder of the generator."""
     zoo: Path | None = None
-    """samplers: the zoo it was trained on."""
+    """samplers: the zoo it was trained on; generator: the zoo to train on."""
     evaluations: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
     """samplers: how often the model is evaluated for a network."""
     num_networks: int = 16
-    """samplers: held-out initialisations."""
+    """samplers, generator: held-out initialisations."""
     num_prompts: int = 8
-    """samplers: prompts for each, 2 or more."""
+    """samplers, generator: prompts for each, 2 or more."""
+    cpu_seconds: float = 120.0
+    """generator: CPU seconds of our training and of every other in the table of changes."""
+    published_cpu_seconds: float = 1800.0
+    """generator: CPU seconds of the published training that ours is held against."""
+    published_steps: int = 1000
+    """generator: sampling steps of that one."""
+    our_steps: int = 5
+    """generator: sampling steps of ours."""
+    changes: bool = True
+    """generator: make the table of changes, too."""
+    table_steps: int = 50
+    """generator: sampling steps of the published schedule in that table."""
+    seeds: int = 3
+    """generator: trainings of each."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -109,7 +129,15 @@ class BenchConfig:
             if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs"):
+        positive = ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "runs", "seeds")
+        for name in (
+            *positive,
+            "cpu_seconds",
+            "published_cpu_seconds",
+            "published_steps",
+            "our_steps",
+            "table_steps",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations"):
@@ -125,6 +153,8 @@ class BenchConfig:
             )
         if self.what == "samplers" and (self.generator is None or self.zoo is None):
             raise ValueError("`theta bench samplers` needs --generator and --zoo, the zoo it was trained on")
+        if self.what == "generator" and self.zoo is None:
+            raise ValueError("`theta bench generator` needs --zoo, the zoo to train both on")
 
 
 def bench_factory(config: BenchConfig) -> dict[str, Any]:
@@ -290,6 +320,14 @@ def bench_samplers(config: BenchConfig) -> dict[str, Any]:
     )
 
 
+def bench_generator(config: BenchConfig) -> dict[str, Any]:
+    """Ours against the published one, on a cluster of this machine."""
+    from .generator_bench import measure_generator  # noqa: PLC0415  with Ray: for this one alone
+
+    with ray_session(RayConfig()):
+        return measure_generator(config)
+
+
 def _run(config: BenchConfig) -> Outcome:
     torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
     measure = {
@@ -300,12 +338,14 @@ def _run(config: BenchConfig) -> Outcome:
         "rl": lambda config: bench_rl(config.repeats, config.seconds),
         "curves": lambda config: bench_curves(config.runs, config.out),
         "samplers": bench_samplers,
+        "generator": bench_generator,
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
     say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
     repeats = {"repeats": config.repeats} if config.what in OPTIONS["repeats"] else {}
-    return about | {"threads": 1} | repeats | measure(config), config.out, 0
+    result = about | {"threads": 1} | repeats | measure(config)
+    return result, config.out, 1 if result.get("trainings_failed") else 0
 
 
 COMMAND = Command(
@@ -319,5 +359,6 @@ COMMAND = Command(
     "theta bench tailr\n"
     "theta bench rl\n"
     "theta bench curves\n"
-    "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20",
+    "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20\n"
+    "theta bench generator --zoo runs/zoo --published-cpu-seconds 14400 --out runs/bench-generator",
 )
