@@ -160,31 +160,23 @@ def write_csv(judged: Sequence[Judged], path: Path) -> None:
     write_text(path, content.getvalue())
 
 
-def print_summaries(
-    found: Sequence[Summary], metric: str, title: str, how: str, compared_with: str, about: str = ""
-) -> None:
-    """As a table; nothing where there is nothing."""
-    if not found:
-        return
+def print_summaries(found: Sequence[Summary], metric: str, title: str, how: str, compared_with: str) -> None:
+    """Alignments, gains over one of them, and the test metric of one update, in a table."""
     print_table(
         {
-            each.variant: {
-                "seeds": each.seeds,
+            each.variant.removeprefix(f"{compared_with} "): {
                 "alignment": each.alignment,
                 "±": each.alignment_std,
-                f"less {compared_with}'s": each.gain,
+                "gain": each.gain,
                 "± ": each.gain_std,
-                metric.replace("_", " "): each.one_update[metric],
-                "±  ": each.one_update_std[metric],
-                "pairs": each.pairs,
-                "CPU s": each.cpu_s,
-                "nets/CPU s": each.networks_per_cpu_s,
+                metric.removeprefix("test_"): each.one_update[metric],
             }
             for each in found
         },
         title,
-        f"{how}. Held-out initialisations, test split; ± standard deviations over seeds. "
-        f"{metric.replace('_', ' ').capitalize()} after one update with the best prompt. {about}".strip(),
+        f"{how}. Held-out initialisations, test split; ± standard deviations over seeds. Gain: of alignment, "
+        f"over {compared_with}, seed by seed. {metric.replace('_', ' ').capitalize()}: after one update with "
+        "the best prompt.",
     )
 
 

@@ -18,6 +18,7 @@ from .contest import claim, contend, contestants
 from .jury import Jury
 from .progress import say
 from .requests import wanted_of
+from .tables import print_table
 from .train_config import GeneratorConfig, digits, gpt_digits
 
 TABLE, PICTURE = "changes.csv", "changes.png"
@@ -72,7 +73,8 @@ def measure_generator(config: BenchConfig) -> dict[str, Any]:
     judged = contend("bench", trainings, jury)
     metric = metric_of(judged)
     write_csv(judged, out / TABLE)
-    found = _side_by_side([each for each in judged if each.variant in (OURS, LONG)], metric, jury)
+    both = [each for each in judged if each.variant in (OURS, LONG)]
+    found = _side_by_side(both, metric, jury) if both else {}
     found |= {
         "trainings": len(trainings),
         "trainings_failed": len(trainings) - len(judged),
@@ -104,45 +106,39 @@ def _claimed(
 
 
 def _side_by_side(judged: Sequence[Judged], metric: str, jury: Jury) -> dict[str, Any]:
-    found = summaries(judged, compared_with=LONG)
-    print_summaries(
-        found,
-        metric,
-        "our generator against the published one",
-        f"{jury.num_networks} initialisations, {jury.num_prompts} prompts each",
-        LONG,
-        "Sampling: "
-        + "; ".join(
-            f"{each.variant} {each.evaluations:,.0f} evaluations a network, "
-            f"{each.evaluations * each.networks_per_cpu_s:,.0f} a CPU second"
-            for each in found
-        )
-        + ".",
-    )
-    return {
-        f"{each.variant}: {name}": value
-        for each in found
-        for name, value in (
-            ("alignment", each.alignment),
-            ("alignment std", each.alignment_std),
-            (f"one update {metric}", each.one_update[metric]),
-            ("CPU seconds of training", each.cpu_s),
-            ("evaluations", each.evaluations),
-            ("networks per CPU second", each.networks_per_cpu_s),
-            ("evaluations per CPU second", each.evaluations * each.networks_per_cpu_s),
-        )
+    """Both generators in a table, and its numbers by name."""
+    rows = {
+        each.variant: {
+            "alignment": each.alignment,
+            "±": each.alignment_std,
+            metric.removeprefix("test_"): each.one_update[metric],
+            "CPU s": each.cpu_s,
+            "evaluations": each.evaluations,
+            "nets/CPU s": each.networks_per_cpu_s,
+        }
+        for each in summaries(judged, compared_with=LONG)
     }
+    print_table(
+        rows,
+        "our generator against the published one",
+        f"{jury.num_networks} held-out initialisations, {jury.num_prompts} prompts each, test split; ± "
+        f"standard deviation over seeds. {metric.replace('_', ' ').capitalize()}: after one update with the "
+        "best prompt. CPU seconds of training; evaluations of the model for a network.",
+    )
+    return {f"{name}: {key}": value for name, row in rows.items() for key, value in row.items()}
 
 
 def _direction(base: str, judged: Sequence[Judged], metric: str, cpu_seconds: float) -> list[dict[str, Any]]:
     """The table of one direction, printed and returned."""
     found = summaries([each for each in judged if each.variant.startswith(base)], compared_with=base)
+    if not found:
+        return []
     print_summaries(
         found,
         metric,
         "ours, one change taken back" if base == OURS else "the published recipe, one change made",
-        f"{cpu_seconds:g} CPU seconds of training each",
+        f"{cpu_seconds:g} CPU seconds of training each; with but one of tokens and conditioning as published "
+        "it is our own chunks or units",
         base,
-        "Tokens and conditioning alone are our own chunks and units: the published model is both at once.",
     )
     return [asdict(each) for each in found]

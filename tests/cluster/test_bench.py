@@ -127,7 +127,10 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
         ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
         ("generator", "`theta bench generator` needs --zoo, the zoo to train both on"),
         ("generator --zoo b --cpu-seconds 0", "cpu_seconds is 0.0; expected more than 0"),
-        ("samplers --generator a --zoo b --seeds 2", "--seeds is for `theta bench generator`"),
+        (
+            "samplers --generator a --zoo b --num-seeds 2",
+            "--num-seeds is for `theta bench memorisation or generator`",
+        ),
         ("everything", "invalid choice"),
     ],
 )
