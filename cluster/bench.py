@@ -34,20 +34,28 @@ from .training_bench import measure_training
 VariantName = Literal["float32", "float32_compiled", "bfloat16", "bfloat16_compiled"]
 OPTIONS = {
     **dict.fromkeys(("tasks", "variants", "full"), ("factory",)),
-    "data_root": ("factory", "samplers", "training", "memorisation"),
+    "data_root": ("factory", "samplers", "training", "memorisation", "generator"),
     "seconds": ("factory", "rl", "training"),
     **dict.fromkeys(("runs_per_actor", "num_runs"), ("scaling",)),
     **dict.fromkeys(("noises", "gammas", "runs_per_setting"), ("tailr",)),
     "runs": ("curves", "memorisation"),
-    "zoo": ("samplers", "training", "memorisation"),
+    "zoo": ("samplers", "training", "memorisation", "generator"),
     **dict.fromkeys(("generator", "evaluations"), ("samplers",)),
-    **dict.fromkeys(("num_networks", "num_prompts"), ("samplers", "memorisation")),
+    **dict.fromkeys(("num_networks", "num_prompts"), ("samplers", "memorisation", "generator")),
     "sizes": ("training", "memorisation"),
     "train_s": ("training",),
-    **dict.fromkeys(("steps", "num_seeds"), ("memorisation",)),
+    "steps": ("memorisation",),
+    "num_seeds": ("memorisation", "generator"),
+    **dict.fromkeys(("cpu_seconds", "published_cpu_seconds"), ("generator",)),
+    **dict.fromkeys(("published_steps", "our_steps", "table_steps", "changes"), ("generator",)),
     "repeats": ("factory", "storage", "scaling", "rl", "training"),
 }
 """Which of the benchmarks an option is for; the others are for all."""
+POSITIVE = (
+    *("repeats", "seconds", "runs_per_actor", "runs_per_setting", "steps", "num_seeds"),
+    *("cpu_seconds", "published_cpu_seconds", "published_steps", "our_steps", "table_steps"),
+)
+"""Options that are more than 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,16 @@ class BenchConfig:
 
     what: tyro.conf.Positional[
         Literal[
-            "factory", "storage", "scaling", "tailr", "rl", "curves", "samplers", "training", "memorisation"
+            "factory",
+            "storage",
+            "scaling",
+            "tailr",
+            "rl",
+            "curves",
+            "samplers",
+            "training",
+            "memorisation",
+            "generator",
         ]
     ] = "factory"
     """factory: CPU seconds of a training run, against the plain loop and torch.func.vmap;
@@ -74,7 +91,9 @@ class BenchConfig:
     training: CPU seconds of the generator's training step and its share of the matrix-product peak, and the
     wait for data of a real `theta train`; five minutes.
     memorisation: the same training on 250 to 64,000 runs, and the audit of each: what is remembered, and
-    what is learned. As long as its trainings take; killed, the same command goes on."""
+    what is learned. As long as its trainings take; killed, the same command goes on.
+    generator: ours against the published one on a zoo of digits, and what every difference between them
+    brings, at equal CPU time: 17 trainings a seed; hours, the same command again goes on."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5
@@ -82,7 +101,7 @@ class BenchConfig:
     tasks: tuple[str, ...] = ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0")
     """factory: tasks to train; those that are not there are left out, and named."""
     data_root: Path | None = None
-    """factory, samplers, training, memorisation: where images are, as for `theta make`."""
+    """factory, samplers, training, memorisation, generator: where images are, as for `theta make`."""
     variants: tuple[VariantName, ...] = ("float32", "bfloat16_compiled")
     """factory: precisions of our inner loop."""
     seconds: float = 0.5
@@ -105,23 +124,35 @@ class BenchConfig:
     generator: Path | None = None
     """samplers: folder of the generator."""
     zoo: Path | None = None
-    """samplers: the zoo it was trained on. memorisation: the zoo whose first runs are trained on. training:
-    the zoo to train on; default one of 512 digits runs, made for it."""
+    """samplers: the zoo it was trained on. memorisation: the zoo whose first runs are trained on. generator:
+    the zoo to train both on. training: the zoo to train on; default one of 512 digits runs, made for it."""
     evaluations: tuple[int, ...] = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
     """samplers: how often the model is evaluated for a network."""
     num_networks: int = 16
-    """samplers, memorisation: held-out initialisations."""
+    """samplers, memorisation, generator: held-out initialisations."""
     num_prompts: int = 8
-    """samplers, memorisation: prompts for each, 2 or more."""
+    """samplers, memorisation, generator: prompts for each, 2 or more."""
     sizes: tuple[SizeName, ...] = ()
     """training: sizes of the transformer; default 1M, which is that of `theta train`, and 10M. memorisation:
     one size; default 1M."""
     steps: int = 2000
     """memorisation: optimizer steps of every training, so that all take the same time."""
     num_seeds: int = 3
-    """memorisation: trainings on each number of runs."""
+    """memorisation, generator: trainings of each kind."""
     train_s: float = 30.0
     """training: seconds of a real `theta train` of each size; 0: none."""
+    cpu_seconds: float = 120.0
+    """generator: CPU seconds of our training and of every other in the table of changes."""
+    published_cpu_seconds: float = 1800.0
+    """generator: CPU seconds of the published training that ours is held against."""
+    published_steps: int = 1000
+    """generator: sampling steps of that one."""
+    our_steps: int = 5
+    """generator: sampling steps of ours."""
+    changes: bool = True
+    """generator: make the table of changes, too."""
+    table_steps: int = 50
+    """generator: sampling steps of the published schedule in that table."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -129,7 +160,7 @@ class BenchConfig:
             if self.what not in owners and getattr(self, field.name) != field.default:
                 flag = "--" + field.name.replace("_", "-")
                 raise ValueError(f"{flag} is for `theta bench {' or '.join(owners)}`, not for {self.what}")
-        for name in ("repeats", "seconds", "runs_per_actor", "runs_per_setting", "steps", "num_seeds"):
+        for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
         for name in ("tasks", "variants", "num_runs", "noises", "gammas", "evaluations"):
@@ -159,6 +190,8 @@ class BenchConfig:
                 raise ValueError(f"runs are {self.runs}; expected numbers of 2 or more, each once")
         if self.what == "samplers" and (self.generator is None or self.zoo is None):
             raise ValueError("`theta bench samplers` needs --generator and --zoo, the zoo it was trained on")
+        if self.what == "generator" and self.zoo is None:
+            raise ValueError("`theta bench generator` needs --zoo, the zoo to train both on")
 
 
 def bench_factory(config: BenchConfig) -> dict[str, Any]:
@@ -311,6 +344,14 @@ def _check(config: BenchConfig) -> None:
         comparison_of(config).check()
 
 
+def bench_generator(config: BenchConfig) -> dict[str, Any]:
+    """Ours against the published one, on a cluster of this machine."""
+    from .generator_bench import measure_generator  # noqa: PLC0415  with Ray: for this one alone
+
+    with ray_session(RayConfig()):
+        return measure_generator(config)
+
+
 def _run(config: BenchConfig) -> Outcome:
     torch.set_num_threads(1)  # and OMP_NUM_THREADS=1 stood in the environment before torch was loaded
     measure = {
@@ -323,12 +364,14 @@ def _run(config: BenchConfig) -> Outcome:
         "samplers": bench_samplers,
         "training": bench_training,
         "memorisation": bench_memorisation,
+        "generator": bench_generator,
     }[config.what]
     config.out.mkdir(parents=True, exist_ok=True)
     about = machine()
     say(f"on {about['cpu']}, torch {about['torch']}, 1 thread, load {about['load_average']:.1f}")
     repeats = {"repeats": config.repeats} if config.what in OPTIONS["repeats"] else {}
-    return about | {"threads": 1} | repeats | measure(config), config.out, 0
+    result = about | {"threads": 1} | repeats | measure(config)
+    return result, config.out, 1 if result.get("trainings_failed") else 0
 
 
 COMMAND = Command(
@@ -344,5 +387,6 @@ COMMAND = Command(
     "theta bench curves\n"
     "theta bench training\n"
     "theta bench memorisation --zoo runs/zoo-64k --runs 250 1000 4000 16000 64000\n"
-    "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20",
+    "theta bench samplers --generator runs/generator --zoo runs/zoo --evaluations 1 2 5 10 20\n"
+    "theta bench generator --zoo runs/zoo --published-cpu-seconds 14400 --out runs/bench-generator",
 )

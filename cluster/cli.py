@@ -66,6 +66,10 @@ VERBS = {
         "tune",
         "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
     ),
+    "ablate": (
+        "ablate",
+        "Train the default and every variant of it by one change, at equal CPU time, and judge them alike.",
+    ),
     "prompt": (
         "prompt",
         "Make networks: one update from fresh initialisations or your network, for the metric you want.",

@@ -118,18 +118,18 @@ class GeneratorConfig:
 
 def digits() -> GeneratorConfig:
     """For the digits zoo: three minutes on two cores."""
-    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180))
+    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180.0))
 
 
 def mnist() -> GeneratorConfig:
     """For the MNIST zoo: 25 minutes on two cores."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500, lr=3e-3, weight_decay=0.5)
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500.0, lr=3e-3, weight_decay=0.5)
     return GeneratorConfig(training=training)
 
 
 def policies() -> GeneratorConfig:
     """For a zoo of policies: 25 minutes on two cores, then prompts are calibrated."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500)
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500.0)
     return GeneratorConfig(sampling_steps=1, sampler="ddim", calibrate=128, training=training)
 
 

@@ -1,6 +1,7 @@
 """The training log: what workers report, as lines that the progress bar, the report and a resume read."""
 
 import json
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,20 @@ def following(log: Path) -> AbstractContextManager[None]:
             bar.update(100 * last["progress"], note)
 
     return followed(ProgressBar("train", 100, "%"), update, every_s=1.0)
+
+
+def following_all(
+    title: str, folders: Callable[[], Iterable[Path]], result: str, total: int, unit: str
+) -> AbstractContextManager[None]:
+    """A bar that follows the trainings in folders, each finished when it holds its result."""
+
+    def update(bar: ProgressBar) -> None:
+        finished, under_way = 0, 0.0
+        for each in folders():
+            if (each / result).exists():
+                finished += 1
+            elif entries := read_log(each / LOG):
+                under_way += float(entries[-1]["progress"])
+        bar.update(finished + under_way, f"{finished} finished")
+
+    return followed(ProgressBar(title, total, unit), update, every_s=2.0)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypedDict
 
 import ray.train
@@ -17,16 +16,15 @@ from jaxtyping import Float
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor
 
-from ckpt_factory import make
 from ckpt_factory.files import write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, prompt_alignment, prompt_grid
 from generator.held_out import HeldOutLoss
 from generator.sizes import SizeName, sized
 from generator.sweep import Status, Trial
 from generator.train import Report
 
+from .jury import Jury
 from .train import fit
 from .train_config import GeneratorConfig
 from .training_log import LOG, read_log
@@ -55,7 +53,8 @@ def trial_config(base: GeneratorConfig, point: Point) -> GeneratorConfig:
     model = base.training.model
     model = sized(model, point["size"]) if point["size"] else model
     chunk = model.chunk if point["tokens"] != "units" else None
-    model = replace(model, tokens=point["tokens"], chunk=chunk)
+    symmetry = model.symmetry if point["tokens"] in ("chunks", "gpt") else "shuffled"
+    model = replace(model, tokens=point["tokens"], chunk=chunk, symmetry=symmetry)
     return replace(
         base,
         out=base.out / "trials" / name_of(point),
@@ -65,20 +64,12 @@ def trial_config(base: GeneratorConfig, point: Point) -> GeneratorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class Judge(Jury):
     """What all trials of a sweep are judged by: the same runs, pairs, prompts and units for every one."""
 
-    zoo: Path
-    data_root: Path | None
-    first: int
-    """Runs with smaller ids are training runs of some trial."""
     unit: Float[Tensor, " Z"]
     """Scales of updates that held-out losses are in."""
-    best: float
-    """The best prompt: the best metric of all training runs, whatever share of them a trial sees."""
     num_pairs: int
-    num_networks: int
-    num_prompts: int
 
     def observe(self, generator: WeightGenerator, report: Report, state: dict[str, Any] | None) -> Report:
         """Adds CPU seconds of all workers to every report, and the held-out loss where there is a state."""
@@ -108,17 +99,6 @@ class Judge:
             report(found, state)
 
         return observed
-
-    def judged(self, folder: Path) -> dict[str, Any]:
-        """Alignment and one update of the generator in a folder, test split, held-out initialisations."""
-        generator, zoo = WeightGenerator.load(folder), Zoo.open(self.zoo)
-        all_but_held_out = replace(generator, origin=replace(generator.origin, num_training_runs=self.first))
-        starts = held_out_runs(zoo, all_but_held_out, self.num_networks).theta[:, 0]
-        task = make(zoo.header.task, data_root=self.data_root)
-        grid = prompt_grid(generator, task, starts, seed=0, num_prompts=self.num_prompts, best=self.best)
-        alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
-        one = {key: float(grid[key][:, 0].mean()) for key in grid if key.startswith("test_")}
-        return {"alignment": float(alignment.mean()), "one_update": one}
 
 
 def _sum_over_workers(value: float) -> float:

@@ -8,8 +8,9 @@ import math
 import os
 import pickle
 import shutil
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,16 +22,16 @@ from rich.table import Table
 
 from ckpt_factory.files import write_text
 from ckpt_factory.zoo import Zoo
-from generator.evaluate import training_checkpoints
 from generator.sweep import Status, Trial, scaling_laws
 from generator.sweep_page import sweep_page, sweep_picture
 
 from . import train
 from .command import Command
-from .progress import ProgressBar, followed, say
+from .jury import best_of
+from .progress import say
 from .requests import REQUEST, check_held, wanted_of
 from .sweeps import PRESETS, TuneConfig
-from .training_log import LOG, read_log
+from .training_log import following_all
 from .trials import RESULT, Judge, Point, read_trial, trainable
 
 TUNE_FOLDER = "ray_tune"
@@ -44,13 +45,12 @@ def judge_of(config: TuneConfig, zoo: Zoo) -> Judge:
     """By what the trials of a sweep are judged."""
     largest = train.prepare(replace(config.base(), held_out=config.held_out), zoo)
     first = zoo.header.num_training_runs(config.held_out)
-    seen = training_checkpoints(zoo, first)[zoo.header.prompted]
     return Judge(
         zoo=config.zoo,
         data_root=config.data_root,
         first=first,
         unit=largest.scaling.update_scale,
-        best=float(seen.min() if zoo.header.objective == "min" else seen.max()),
+        best=best_of(zoo, first),
         num_pairs=config.held_out_pairs,
         num_networks=config.num_networks,
         num_prompts=config.num_prompts,
@@ -151,7 +151,8 @@ def sweep(config: TuneConfig) -> tuple[dict[str, Any], int]:
     _claim(config, zoo)
     say(f"{config.total} trials, {_room(config)} at a time, in {config.out}")
     tuner = make_tuner(config, judge_of(config, zoo))
-    with _following(config):
+    folders = partial((config.out / "trials").glob, "*")
+    with following_all("tune", folders, RESULT, config.total, "trials"):
         grid = tuner.fit()
     base = config.base()
     errors = [str(result.error).strip().splitlines()[-1] for result in grid if result.error]
@@ -218,21 +219,6 @@ def _claim(config: TuneConfig, zoo: Zoo) -> None:
     if not path.exists():
         write_text(path, json.dumps(wanted, indent=2) + "\n")
     check_held(path, wanted, "another sweep")
-
-
-def _following(config: TuneConfig) -> AbstractContextManager[None]:
-    """A bar that follows the folders of the trials while the block runs."""
-
-    def update(bar: ProgressBar) -> None:
-        finished, under_way = 0, 0.0
-        for folder in (config.out / "trials").glob("*"):
-            if (folder / RESULT).exists():
-                finished += 1
-            elif entries := read_log(folder / LOG):
-                under_way += float(entries[-1]["progress"])
-        bar.update(finished + under_way, f"{finished} finished")
-
-    return followed(ProgressBar("tune", config.total, "trials"), update, every_s=2.0)
 
 
 def _run(config: TuneConfig) -> tuple[dict[str, Any], Path, int]:

@@ -113,7 +113,7 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
         ("factory --repeats 0", "repeats is 0"),
         (
             "factory --zoo runs/zoo",
-            "--zoo is for `theta bench samplers or training or memorisation`, not for factory",
+            "--zoo is for `theta bench samplers or training or memorisation or generator`, not for factory",
         ),
         ("curves --runs 3 4", "runs are (3, 4); expected one number for `theta bench curves`"),
         ("memorisation", "`theta bench memorisation` needs --zoo"),
@@ -125,6 +125,12 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
         ("samplers --zoo runs/zoo", "`theta bench samplers` needs --generator and --zoo"),
         ("samplers --generator a --zoo b --evaluations 0", "evaluations is (0,)"),
         ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
+        ("generator", "`theta bench generator` needs --zoo, the zoo to train both on"),
+        ("generator --zoo b --cpu-seconds 0", "cpu_seconds is 0.0; expected more than 0"),
+        (
+            "samplers --generator a --zoo b --num-seeds 2",
+            "--num-seeds is for `theta bench memorisation or generator`",
+        ),
         ("everything", "invalid choice"),
     ],
 )

@@ -20,6 +20,7 @@ from generator.card import model_card
 from generator.coordinates import Coordinates
 from generator.diffusion import PathName, Times, alpha_sigma, training_times
 from generator.dit import DiTConfig
+from generator.evaluate import prompt_grid
 from generator.gpt.schedule import NUM_STEPS, respaced, step_of, step_times
 from generator.layouts import arrange, layout_of
 from generator.pairs import Pairs
@@ -272,6 +273,11 @@ def test_guidance_goes_beyond_the_prediction_with_a_prompt(digits: Task, digits_
     torch.testing.assert_close(none, free)
     torch.testing.assert_close(twice, free + 2 * (told - free), rtol=1e-4, atol=1e-4)
     assert not torch.equal(updated(made, digits, guidance=2.0), updated(made, digits))
+    plain, guided = (
+        prompt_grid(made, digits, theta, seed=0, num_prompts=2, steps=2, guidance=g) for g in (None, 2.0)
+    )
+    assert torch.equal(guided["prompts"], plain["prompts"])
+    assert not torch.equal(guided["theta"], plain["theta"])
     own = replace(made, sampling=Sampling(guidance=2.0))
     assert torch.equal(updated(own, digits), updated(made, digits, guidance=2.0))
 
