@@ -387,11 +387,7 @@ def test_impossible_choices_say_what_is_expected(fields: dict, message: str) -> 
 
 
 def test_defaults_are_left_open_until_they_are_stored() -> None:
-    assert {name: asdict(DiTConfig())[name] for name in ("condition", "path", "time_shift")} == {
-        "condition": None,
-        "path": None,
-        "time_shift": None,
-    }
+    assert not any(asdict(DiTConfig())[name] for name in ("condition", "path", "time_shift"))
     assert DiTConfig().resolved() == DiTConfig(condition="adaln", path="cosine", time_shift=4.0)
 
 
