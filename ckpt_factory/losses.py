@@ -1,4 +1,5 @@
-"""Losses of classifiers over stacks: cross-entropy, and TaiLr, which trusts unlikely labels less."""
+"""Losses of classifiers over stacks: cross-entropy, and TaiLr, which trusts unlikely labels less; and how far
+the answers of networks are apart."""
 
 import torch
 from jaxtyping import Float, Int
@@ -44,3 +45,19 @@ def tailr_weight(p: Float[Tensor, "K B"], gamma: Float[Tensor, " K"]) -> Float[T
     gamma = gamma.unsqueeze(1)
     # At gamma = 0 the weight is 1 even where p has underflowed to 0.
     return torch.where(gamma == 0, 1.0, p / (gamma + (1 - gamma) * p))
+
+
+def kl_divergence(
+    logits: Float[Tensor, "K B C *rest"], goal: Float[Tensor, "K B C *rest"]
+) -> Float[Tensor, " K"]:
+    """KL(goal || logits) of the probabilities of classes, in nats, the mean over the rest."""
+    wanted, found = goal.log_softmax(2), logits.log_softmax(2)
+    return (wanted.exp() * (wanted - found)).sum(2).flatten(1).mean(1)
+
+
+def relative_error(
+    outputs: Float[Tensor, "K B *rest"], goal: Float[Tensor, "K B *rest"]
+) -> Float[Tensor, " K"]:
+    """Mean squared difference of outputs over the mean square of the goal's about their mean."""
+    spread = (goal - goal.mean(1, keepdim=True)).flatten(1).square().mean(1)
+    return (outputs - goal).flatten(1).square().mean(1) / spread.clamp_min(1e-12)

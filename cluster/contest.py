@@ -23,7 +23,7 @@ from generator.train import Precision, faster_precision, train
 from .jury import Jury
 from .progress import say
 from .requests import REQUEST, check_held
-from .train import prepare
+from .train import behaviour_in, prepare
 from .train_config import GeneratorConfig
 from .training_log import LOG, following_all, read_log, resume_log
 
@@ -132,6 +132,7 @@ def train_alone(config: GeneratorConfig) -> None:
         generator.scaling,
         config.training,
         report=report,
+        behaviour=behaviour_in(config.training, generator, config.data_root),
         state=state,
     )
     generator.model.load_state_dict(ema.state_dict())

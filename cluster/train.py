@@ -20,6 +20,7 @@ from ckpt_factory import make
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, WeightGenerator
+from generator.behaviour import Behaviour, behaviour_of
 from generator.card import model_card
 from generator.channels import columns_of_names, with_objectives
 from generator.coordinates import Coordinates
@@ -93,6 +94,7 @@ def make_trainer(
         train_loop_config={
             "training": asdict(config.training),
             "parts": generator.to_parts(),
+            "data_root": config.data_root,
             "capacity_runs": max(1, int(config.reservoir_gib * 2**30 / run_bytes)),
             "num_runs": [sum(group.num_runs for group in part) for part in parts],
         },
@@ -136,11 +138,24 @@ def train_loop(loop_config: dict[str, Any], observe: Observe | None = None) -> N
         generator.scaling,
         config,
         report=observe(generator, report, state) if observe else report,
+        behaviour=behaviour_in(config, generator, loop_config["data_root"]),
         state=state,
         wrap=prepare_model,
         rank=rank,
         device=get_device(),
     )
+
+
+def behaviour_in(config: TrainConfig, generator: WeightGenerator, data_root: Path | None) -> Behaviour | None:
+    """What a training minds of the answers of predicted networks.
+
+    Raises:
+        ValueError: it shall, and the task's networks answer no examples.
+    """
+    if config.behaviour is None and config.model.tokens == "gpt":
+        return None
+    task = make(generator.origin.task, data_root=data_root)
+    return behaviour_of(task, generator.coordinates, config.behaviour, config.behaviour_examples)
 
 
 def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
@@ -205,6 +220,7 @@ def fit(
     if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
         check_resources(config)
         generator = prepare(config, zoo)
+        behaviour_in(config.training, generator, config.data_root)
         limit = generator.origin.num_training_runs
         partition(zoo, limit, num_workers=config.num_workers, seed=config.training.seed)
     config = _claim(config, zoo)
@@ -252,6 +268,7 @@ def _metrics(
         "pairs": pairs,
         "train_s": float(state["elapsed_s"]),
         "loss": curve[-1]["loss"] if curve else None,
+        "divergence": curve[-1].get("divergence") if curve else None,
         "pairs_per_s": pairs / float(state["elapsed_s"]),
         "data_wait_share": sum(entry["data_wait_share"] for entry in curve) / len(curve) if curve else None,
         "parameters": sum(p.numel() for p in generator.model.parameters()),

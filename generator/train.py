@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ckpt_factory.optim import optimizer_kind
 from ckpt_factory.tasks.base import seeded
 
+from .behaviour import Behaviour
 from .conditioning import Scaling
 from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
@@ -49,6 +50,12 @@ class TrainConfig:
     weighting: WeightingName = "none"
     """Of squared errors by time. none: as they are of what is predicted. min-snr: as those of clean updates
     times the signal-to-noise ratio, at most 5 (Hang et al. 2023)."""
+    behaviour: float | None = None
+    """How much it matters that networks answer training examples as those of the zoo do: the weight of the
+    divergence between both's answers, in nats for classifiers, beside the squared errors. Default 10 where
+    networks answer examples, 0 where they do not, as policies, and with tokens gpt."""
+    behaviour_examples: int = 64
+    """Examples a step that all its networks answer; for expensive networks fewer."""
     optimizer: OptimizerName = "adamw"
     """The rule of its steps. Its lr and weight decay are its own; good ones to begin with: adamw 4e-3, 0.01;
     lion 1e-3, 0.03; tiger 2e-2, 0.01; amos 0.1, 0 (it decays by itself); sgd 1, 1e-4."""
@@ -74,7 +81,7 @@ class TrainConfig:
     """Seconds between checkpoints, where that comes first."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "behaviour_examples", "report_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.seed < 0:
@@ -82,6 +89,8 @@ class TrainConfig:
         for name in ("lr", "clip_norm", "checkpoint_every_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive, finite number")
+        if self.behaviour is not None and not 0 <= self.behaviour < math.inf:
+            raise ValueError(f"behaviour is {self.behaviour}; expected a finite number, 0 or more")
         if not 0 <= self.ema < 1 or not 0 <= self.weight_decay < math.inf or self.warmup_steps < 0:
             raise ValueError(
                 f"ema {self.ema} must be in [0, 1), weight_decay {self.weight_decay} and warmup_steps "
@@ -163,6 +172,7 @@ class Meter:
 
     def reset(self) -> None:
         self.losses: list[Tensor] = []
+        self.divergences: list[Tensor] = []
         self.pairs, self.waited_s, self.since = 0, 0.0, time.monotonic()
 
     def read(self) -> dict[str, float | int]:
@@ -170,6 +180,7 @@ class Meter:
         elapsed = time.monotonic() - self.since
         found = {
             "loss": float(torch.stack(self.losses).mean()),
+            **({"divergence": float(torch.stack(self.divergences).mean())} if self.divergences else {}),
             "pairs_per_s": self.pairs / elapsed,
             "data_wait_share": self.waited_s / elapsed,
         }
@@ -184,6 +195,7 @@ def train(
     config: TrainConfig,
     *,
     report: Report,
+    behaviour: Behaviour | None = None,
     state: Mapping[str, Any] | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     rank: int = 0,
@@ -191,10 +203,12 @@ def train(
 ) -> nn.Module:
     """Train `model` in place and return its exponential moving average.
 
-    The loss is the mean squared error of what the model predicts of the scaled update, see `error_scale`.
+    The loss is the mean squared error of what the model predicts of the scaled update, see `error_scale`,
+    and of `behaviour` the weighted mean divergence of clean predictions.
 
     Args:
         draw: (step, number of pairs, rng) -> pairs; what it gives must be a function of these alone.
+        behaviour: what predicted networks answer, if that matters.
         report: called every `report_every` steps by every rank, with a state every `checkpoint_every`.
         state: what `report` was given, to go on from; training continues as if it had never stopped.
         wrap: for distributed training, module -> DistributedDataParallel.
@@ -235,10 +249,15 @@ def train(
         t = model.times.training(len(pairs.prompt), rng=training.rng)
         scale = error_scale(model.config.prediction, model.times.path, config.weighting, t.to(device))
         with autocast:
-            found = errors(wrapped, pairs, t, scaling, training.rng) * scale.unsqueeze(1)
-            loss = found.square().mean()
-        training.update(loss, progress)
+            found = errors(wrapped, pairs, t, scaling, training.rng)
+        loss = (found * scale.unsqueeze(1)).square().mean()
         meter.losses.append(loss.detach())
+        if behaviour is not None:
+            made = pairs.target + scaling.unscale_update(found)
+            apart = behaviour.divergence(made, pairs.target, rng=training.rng).mean()
+            meter.divergences.append(apart.detach())
+            loss = loss + behaviour.weight * apart
+        training.update(loss, progress)
         meter.pairs += config.batch_size
 
 

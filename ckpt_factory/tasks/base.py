@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.random import SeedSequence
 from torch import Tensor, nn
 
+from ..losses import kl_divergence
 from ..spec import ParamSpec
 from ..symmetry import Symmetry
 
@@ -139,6 +140,31 @@ class Task(ABC):
             ValueError: the task has no labelled examples.
         """
         raise ValueError(f"{self.id} has no labelled examples")
+
+    def outputs(
+        self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B *input"]
+    ) -> Float[Tensor, "K B *output"]:
+        """What each network answers to the same inputs, in the form of `examples`; differentiable in theta.
+
+        Raises:
+            ValueError: the task has no examples.
+        """
+        raise ValueError(f"{self.id} has no examples that its networks answer")
+
+    def divergence(
+        self, theta: Float[Tensor, "K D"], goal: Float[Tensor, "K D"], x: Float[Tensor, "B *input"]
+    ) -> Float[Tensor, " K"]:
+        """How far each network's answers are from those of its goal; differentiable in theta.
+
+        The mean Kullback-Leibler divergence from the goal's probabilities of classes, in nats; a task whose
+        answers are no logits of classes measures what fits.
+
+        Raises:
+            ValueError: the task has no examples.
+        """
+        with torch.no_grad():
+            wanted = self.outputs(goal, x)
+        return kl_divergence(self.outputs(theta, x), wanted)
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         """Mean and covariance of what each named layer's weight multiplies, over the training split.

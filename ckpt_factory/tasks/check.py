@@ -18,12 +18,13 @@ def check_task(task: Task, *, num_runs: int = 4, batch_size: int = 16, tolerance
     """Check that a task keeps the contract; raises AssertionError naming the first clause that is broken.
 
     A stack equals its single runs in loss, gradient and metrics; `gradients` equals autograd of `loss`;
-    metrics are invariant under the task's symmetry; the same seed gives the same theta; the spec round-trips;
-    the task pickles; its id resolves in a fresh process.
+    metrics and answers to examples, where it has any, are invariant under the task's symmetry; the same
+    seed gives the same theta; the spec round-trips; the task pickles; its id resolves in a fresh process.
     """
     theta = _check_init(task, num_runs)
     _check_batches(task, theta, batch_size, tolerance)
     _check_metrics(task, theta, tolerance)
+    _check_outputs(task, theta, tolerance)
     _check_identity(task, theta)
 
 
@@ -75,6 +76,22 @@ def _check_metrics(task: Task, theta: Tensor, tolerance: float) -> None:
             _close(moved[name], values, tolerance, f"{split} {name} under the task's symmetry")
             single = torch.cat([task.evaluate(theta[k : k + 1], split)[name] for k in range(len(theta))])
             _close(single, values, tolerance, f"{split} {name} of single runs")
+
+
+def _check_outputs(task: Task, theta: Tensor, tolerance: float) -> None:
+    """Answers to examples: invariance, stack against singles, their divergence from themselves."""
+    try:
+        x = task.examples("train")[0][:8]
+        outputs = task.outputs(theta, x)
+    except ValueError:
+        return
+    _assert(outputs.shape[:2] == (len(theta), len(x)), f"outputs are (K, B, ...), got {tuple(outputs.shape)}")
+    single = torch.cat([task.outputs(theta[k : k + 1], x) for k in range(len(theta))])
+    _close(single, outputs, tolerance, "outputs of single runs")
+    permuted = task.symmetry.apply(theta, task.symmetry.random(len(theta), rng=seeded(2)))
+    _close(task.outputs(permuted, x), outputs, tolerance, "outputs under the task's symmetry")
+    own = task.divergence(theta, theta, x)
+    _close(own, torch.zeros(len(theta)), tolerance, "the divergence of networks from themselves is 0")
 
 
 def _check_identity(task: Task, theta: Tensor) -> None:

@@ -16,7 +16,7 @@ from ..spec import ParamSpec
 from ..symmetry import Symmetry
 from .base import Batch, Sampler, Task, Variation
 from .data import ImageData, cifar10, image_folder
-from .loops import stacked_gradients, stacked_loss
+from .loops import stacked_gradients, stacked_loss, stacked_outputs
 from .orders import labelled_batches, tailr_gamma
 from .registry import register
 
@@ -94,6 +94,11 @@ class ConvClassifier(Task):
 
     def examples(self, split: str) -> tuple[Tensor, Tensor]:
         return self._normalise(self.images[split]), self.labels[split]
+
+    def outputs(
+        self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "K B classes"]:
+        return stacked_outputs(self.net, self.spec.unflatten(theta), x, looped=theta.device.type == "cpu")
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         params = self.spec.unflatten(theta)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.func import grad, vmap
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 Params = Mapping[str, Tensor]
 Loss = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor | None], Tensor]
@@ -65,6 +65,21 @@ def stacked_gradients(
             for name, part in zip(leaves, parts, strict=True):
                 gradients[name][k].add_(part, alpha=len(images) / x.shape[1])
     return gradients
+
+
+def stacked_outputs(
+    net: nn.Module, params: Params, x: Float[Tensor, "B *input"], *, looped: bool
+) -> Float[Tensor, "K B *output"]:
+    """What each network answers to the same inputs, differentiable.
+
+    Args:
+        net: a module, whose own parameters do not matter.
+        params: {name: (K, *shape)}.
+        looped: one network after the other.
+    """
+    if not looped:
+        return vmap(lambda own: functional_call(net, own, (x,)))(dict(params))
+    return torch.stack([functional_call(net, own, (x,)) for _, own, _ in _networks(params, None, 1)])
 
 
 def _networks(

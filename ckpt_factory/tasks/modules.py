@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..derive import derive_symmetry
-from ..losses import tailr_of_network
+from ..losses import relative_error, tailr_of_network
 from ..spec import ParamSpec
 from .base import Batch, Sampler, Task, Variation
 from .fit import (
@@ -28,7 +28,7 @@ from .fit import (
     one_line,
     tensors_of,
 )
-from .loops import stacked_gradients, stacked_loss
+from .loops import stacked_gradients, stacked_loss, stacked_outputs
 from .orders import labelled_batches, mini_batches, tailr_gamma
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,19 @@ class ModuleTask(Task):
     def examples(self, split: str) -> tuple[Tensor, Tensor]:
         return self.data[split]
 
+    def outputs(self, theta: Float[Tensor, "K D"], x: Tensor) -> Tensor:
+        return stacked_outputs(self.net, self.spec.unflatten(theta), x, looped=self._looped(theta.device))
+
+    def divergence(
+        self, theta: Float[Tensor, "K D"], goal: Float[Tensor, "K D"], x: Tensor
+    ) -> Float[Tensor, " K"]:
+        """Of answers that are no logits of classes, the squared error as a share of their variance."""
+        if self.num_classes:
+            return super().divergence(theta, goal, x)
+        with torch.no_grad():
+            wanted = self.outputs(goal, x)
+        return relative_error(self.outputs(theta, x), wanted)
+
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         return stacked_loss(self._loss, self.spec.unflatten(theta), *batch, looped=self._looped(theta.device))
 
@@ -162,7 +175,7 @@ class ModuleTask(Task):
         found: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
         runs_at_once = max(1, OUTPUT_NUMBERS // (len(x) * self.outputs_per_example))
         for networks in theta.split(runs_at_once):
-            blocks = [self._outputs(networks, block) for block in x.split(EVALUATION_BLOCK)]
+            blocks = [self.outputs(networks, block) for block in x.split(EVALUATION_BLOCK)]
             for outputs in torch.cat(blocks, 1):
                 for name, measure in self.measures.items():
                     found[name].append(torch.as_tensor(measure(outputs, y), dtype=torch.float32))
@@ -176,12 +189,6 @@ class ModuleTask(Task):
 
     def _forward(self, params: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(self.net, params, (x,))
-
-    def _outputs(self, theta: Float[Tensor, "K D"], x: Tensor) -> Tensor:
-        """(K, B, ...), all networks on the same examples."""
-        if self._looped(theta.device):
-            return torch.stack([self._forward(self.spec.unflatten(network), x) for network in theta])
-        return vmap(self._forward, in_dims=(0, None))(self.spec.unflatten(theta), x)
 
     def _looped(self, device: torch.device) -> bool:
         return not self.can_stack or (self.has_convolutions and device.type == "cpu")

@@ -115,6 +115,9 @@ class MLPClassifier(Task):
         x, labels = self._whole(split, torch.device("cpu"))
         return x.float(), labels
 
+    def outputs(self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B I"]) -> Float[Tensor, "K B C"]:
+        return stacked.forward(self._params(theta), x.unsqueeze(0), torch.float32)[-1].transpose(1, 2)
+
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         x = self._normalise(self.images["train"], torch.float32).double()
         mean = x.mean(0)

@@ -122,6 +122,16 @@ class MetricsOverTheStack(MLPClassifier):
         return {k: v - v.mean() for k, v in super().evaluate(theta, split).items()}
 
 
+class AnswersOfTheFirst(MLPClassifier):
+    def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+        return super().outputs(theta[:1].expand_as(theta), x)
+
+
+class AnswersAsImagesStand(MLPClassifier):
+    def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+        return super().outputs(theta, x).transpose(1, 2)
+
+
 class Unpicklable(MLPClassifier):
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         super().__init__(data, sizes)
@@ -144,6 +154,8 @@ class Unpicklable(MLPClassifier):
         (OtherMetrics, "evaluate gives"),
         (MetricNobodyMeasures, "metric 'accuracy' is one of"),
         (MetricsOverTheStack, "validation loss of single runs"),
+        (AnswersOfTheFirst, "outputs of single runs"),
+        (AnswersAsImagesStand, r"outputs are \(K, B, ...\), got \(4, 10, 8\)"),
         (Unpicklable, "the task pickles: .*functions and classes of a module, no lambdas"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ckpt_factory.losses import cross_entropy, tailr, tailr_weight
+from ckpt_factory.losses import cross_entropy, kl_divergence, relative_error, tailr, tailr_weight
 
 GAMMAS = [0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9]  # the last is 1 in float32
 
@@ -116,3 +116,18 @@ def test_gradients_are_finite_however_sure_the_network_is(gap: float) -> None:
         found = gradient(tailr(logits, labels, torch.tensor(GAMMAS)), logits)
         assert found.isfinite().all()
         assert found.abs().max() <= 1
+
+
+def test_divergence_of_classes_is_that_of_their_probabilities() -> None:
+    """KL((.5, .5) || (.9, .1)) = .5 log(.5 / .9) + .5 log(.5 / .1), half with one of two right."""
+    half, most = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.9, 0.1]).log()
+    goal, found = torch.stack([half, half]).unsqueeze(0), torch.stack([most, half]).unsqueeze(0) + 3.0
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert kl_divergence(found, goal).tolist() == pytest.approx([expected / 2], rel=1e-5)
+    assert kl_divergence(goal, goal).tolist() == pytest.approx([0.0], abs=1e-7)
+
+
+def test_relative_error_is_a_share_of_the_goals_variance() -> None:
+    goal = torch.tensor([[1.0, 3.0], [10.0, 30.0]]).unsqueeze(2)  # variances 1 and 100
+    found = goal + torch.tensor([[[0.5], [0.5]], [[5.0], [-5.0]]])
+    torch.testing.assert_close(relative_error(found, goal), torch.tensor([0.25, 0.25]))
