@@ -31,7 +31,7 @@ def recipes(zoo: Path, cpu_seconds: float, steps: tuple[int, int]) -> tuple[Gene
 
     def alone(config: GeneratorConfig) -> GeneratorConfig:
         training = replace(config.training, steps=MANY, time_budget_s=None, cpu_budget_s=cpu_seconds)
-        return replace(config, zoo=zoo, num_workers=1, training=training)
+        return replace(config, zoo=zoo, num_workers=1, calibrate=0, training=training)
 
     ours, published = (
         replace(alone(config), sampling_steps=own)

@@ -152,8 +152,6 @@ def behaviour_in(config: TrainConfig, generator: WeightGenerator, data_root: Pat
     Raises:
         ValueError: it shall, and the task's networks answer no examples.
     """
-    if config.behaviour is None and config.model.tokens == "gpt":
-        return None
     task = make(generator.origin.task, data_root=data_root)
     return behaviour_of(task, generator.coordinates, config.behaviour, config.behaviour_examples)
 

@@ -117,14 +117,15 @@ class GeneratorConfig:
 
 
 def digits() -> GeneratorConfig:
-    """For the digits zoo: three minutes on two cores."""
-    return GeneratorConfig(training=TrainConfig(steps=100_000, time_budget_s=180.0))
+    """For the digits zoo: three minutes on two cores, then prompts are calibrated."""
+    training = TrainConfig(steps=100_000, time_budget_s=180.0)
+    return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=64, training=training)
 
 
 def mnist() -> GeneratorConfig:
-    """For the MNIST zoo: 25 minutes on two cores."""
+    """For the MNIST zoo: 25 minutes on two cores, then prompts are calibrated."""
     training = TrainConfig(steps=1_000_000, time_budget_s=1500.0, lr=3e-3, weight_decay=0.5)
-    return GeneratorConfig(training=training)
+    return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=64, training=training)
 
 
 def policies() -> GeneratorConfig:

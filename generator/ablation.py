@@ -107,6 +107,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "scales": ("scales",),
     "function space": ("rank",),
     "conditioning": (),
+    "behaviour": ("training.behaviour",),
     "schedule": (f"{MODEL}.path", f"{MODEL}.time_shift", f"{MODEL}.prediction", "sampler", "sampling_steps"),
     "size and rates": (
         *(f"{MODEL}.{name}" for name in ("width", "depth", "heads", "mlp_ratio", "base_width")),

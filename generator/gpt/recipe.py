@@ -16,6 +16,7 @@ def published_training(*, time_budget_s: float, batch_size: int = 32) -> TrainCo
     return TrainConfig(
         model=DiTConfig(tokens="gpt", chunk=size.chunk, width=size.width, depth=size.depth, heads=size.heads),
         pairs="published",
+        behaviour=0.0,
         steps=1_000_000,
         time_budget_s=time_budget_s,
         batch_size=batch_size,
