@@ -22,7 +22,8 @@ class Layer:
     """Function-space coordinates of one layer's incoming weights.
 
     A row w and bias b over inputs x of mean mu and covariance V diag(s^2) V' become (w V s, b + w mu): a
-    squared error of these numbers is, in the mean over inputs, a squared error of the pre-activation.
+    squared error of these numbers is, in the mean over inputs, a squared error of the pre-activation. The
+    inputs of a convolution are patches. Without a bias mu is 0 and V diag(s^2) V' the inputs' second moment.
     """
 
     mean: Float[Tensor, " I"]
@@ -64,6 +65,8 @@ class Coordinates:
         for name, (mean, covariance) in (task.input_moments() if rank else {}).items():
             if task.symmetry.axes_to_perm[f"{name}.weight"][1]:
                 continue  # inputs that are units themselves have no directions that all networks share
+            if f"{name}.bias" not in task.spec.names:
+                mean, covariance = torch.zeros_like(mean), covariance + mean.outer(mean)
             variance, vectors = torch.linalg.eigh(covariance.double())
             scale = variance.clamp_min(0).sqrt().flip(0)
             kept = min(rank, int((scale > floor * scale[0]).sum()))
@@ -77,8 +80,9 @@ class Coordinates:
     @cached_property
     def reduced(self) -> Symmetry:
         """Names, shapes and permutations of the parameters that z is made of."""
-        shapes = (self._shape(name, shape) for name, _, shape in self.spec.slices())
-        return Symmetry(ParamSpec(self.spec.names, tuple(shapes)), self.symmetry.axes_to_perm)
+        shapes = {name: self._shape(name, shape) for name, _, shape in self.spec.slices()}
+        axes = {name: self.symmetry.axes_to_perm[name][: len(shape)] for name, shape in shapes.items()}
+        return Symmetry(ParamSpec(self.spec.names, tuple(shapes.values())), axes)
 
     @cached_property
     def order(self) -> Int[Tensor, " Z"]:
@@ -93,18 +97,20 @@ class Coordinates:
     def encode(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, "K Z"]:
         params = self.spec.unflatten(theta)
         for name, layer in self.layers.items():
-            weight = params[f"{name}.weight"]
-            params[f"{name}.bias"] = params[f"{name}.bias"] + weight @ layer.mean.to(theta)
+            weight, bias = params[f"{name}.weight"].flatten(2), f"{name}.bias"
+            if bias in params:
+                params[bias] = params[bias] + weight @ layer.mean.to(theta)
             params[f"{name}.weight"] = weight @ (layer.basis * layer.scale).to(theta)
         return self._join(params)
 
     def decode_update(self, dz: Float[Tensor, "K Z"]) -> Float[Tensor, "K D"]:
         """The change of theta, inside the kept directions, that changes the coordinates by dz."""
-        params = self._split(dz)
+        params, shapes = self._split(dz), dict(zip(self.spec.names, self.spec.shapes, strict=True))
         for name, layer in self.layers.items():
-            weight = params[f"{name}.weight"] @ (layer.basis / layer.scale).to(dz).T
-            params[f"{name}.bias"] = params[f"{name}.bias"] - weight @ layer.mean.to(dz)
-            params[f"{name}.weight"] = weight
+            weight, bias = params[f"{name}.weight"] @ (layer.basis / layer.scale).to(dz).T, f"{name}.bias"
+            if bias in params:
+                params[bias] = params[bias] - weight @ layer.mean.to(dz)
+            params[f"{name}.weight"] = weight.unflatten(2, shapes[f"{name}.weight"][1:])
         return self.spec.flatten(params)
 
     def slots(self) -> list[tuple[str, Tensor]]:

@@ -30,6 +30,8 @@ median of 9 rounds, interleaved, on a core with AMX: whole batch 11.9, 64 11.1, 
 channels-last 13.7; bfloat16 whole batch 6.6, micro-batches of 32 8.9; vmap over 4 networks 12.3. On a core
 without AMX: whole batch 15.3, 64 15.2, 32 15.8, 16 17.8, bfloat16 10.3, vmap 35."""
 PADDING = 4
+PATCHED_AT_ONCE = 500
+"""Images whose patches are in memory together."""
 
 
 class ConvClassifier(Task):
@@ -99,6 +101,18 @@ class ConvClassifier(Task):
         self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "K B classes"]:
         return stacked_outputs(self.net, self.spec.unflatten(theta), x, looped=theta.device.type == "cpu")
+
+    def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
+        """Of the patches that the first convolution multiplies, borders of zeros among them."""
+        conv = self.net.conv1
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for block in self.images["train"].split(PATCHED_AT_ONCE):
+            patches = F.unfold(self._normalise(block), conv.kernel_size, padding=1, stride=conv.stride)
+            rows = patches.transpose(1, 2).flatten(0, 1)  # (images and places, I)
+            total, squares = total + rows.sum(0).double(), squares + (rows.T @ rows).double()
+            count += len(rows)
+        mean = total / count
+        return {"conv1": (mean.float(), (squares / count - mean.outer(mean)).float())}
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         params = self.spec.unflatten(theta)

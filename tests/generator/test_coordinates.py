@@ -3,16 +3,31 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ckpt_factory import ParamSpec, Symmetry, Task, make
 from ckpt_factory.nets import ConvNet
-from ckpt_factory.tasks import MLPClassifier
+from ckpt_factory.tasks import ConvClassifier, ImageData, MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
 from generator.tokens import NeuronTokens
 
 RANKS = [0, 3, 6]
+
+
+@pytest.fixture(scope="module")
+def cifar_like() -> ConvClassifier:
+    """Colour images of 8x8 whose neighbouring pixels are alike, in 4 classes."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 192, (60, 3, 4, 4), dtype=np.uint8).repeat(2, 2).repeat(2, 3)
+    fine = coarse + rng.integers(0, 64, coarse.shape, dtype=np.uint8)
+    images = dict.fromkeys(("train", "validation", "test"), fine)
+    labels = {split: rng.integers(0, 4, 60) for split in images}
+    data = ImageData(
+        images=images, labels=labels, full_scale=255.0, mean=(0.5,) * 3, std=(0.3,) * 3, num_classes=4
+    )
+    return ConvClassifier(data, augment=False)
 
 
 def networks(task: Task, num: int, seed: int = 0) -> Tensor:
@@ -50,6 +65,24 @@ def test_squared_distance_of_units_is_mean_squared_difference_of_their_pre_activ
         expected = (pre_a - pre_b).square().mean(0)
         # the moments are stored as float32
         torch.testing.assert_close(ours[k].square().sum(1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_squared_distance_of_channels_is_mean_squared_difference_over_all_patches(
+    cifar_like: ConvClassifier,
+) -> None:
+    """The same of a convolution, which has no bias: over images and places, borders among them."""
+    coordinates = Coordinates.fit(cifar_like, rank=27, floor=1e-7)
+    a, b = networks(cifar_like, 3), networks(cifar_like, 3, seed=1)
+    x = cifar_like.examples("train")[0]
+    index = dict(coordinates.slots())["conv1.weight"]
+    ours = (coordinates.encode(a) - coordinates.encode(b))[:, index].unflatten(1, (16, -1))
+    for k in range(3):
+        weights = (cifar_like.spec.unflatten(theta[k])["conv1.weight"] for theta in (a, b))
+        pre_a, pre_b = (F.conv2d(x, weight, stride=2, padding=1) for weight in weights)
+        expected = (pre_a - pre_b).square().mean((0, 2, 3))
+        torch.testing.assert_close(ours[k].square().sum(1), expected, rtol=1e-4, atol=1e-4)
+    moved = b + coordinates.decode_update(coordinates.encode(a) - coordinates.encode(b))
+    torch.testing.assert_close(moved, a, rtol=1e-3, atol=1e-3)
 
 
 def test_a_smaller_rank_keeps_the_directions_with_most_variance(tiny: MLPClassifier) -> None:
