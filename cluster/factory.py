@@ -74,6 +74,12 @@ def mnist() -> FactoryConfig:
     return FactoryConfig(task="mnist-mlp-v0", num_runs=3000, stack_size=60, plan=plan)
 
 
+def cifar() -> FactoryConfig:
+    """1,000 runs of the published CIFAR-10 network, 1 epoch of batch 128, 10 checkpoints: over an hour."""
+    plan = RunPlan(num_steps=352, batch_size=(128,), group_size=5, num_checkpoints=10, precision="bfloat16")
+    return FactoryConfig(task="cifar-cnn-v0", num_runs=1000, stack_size=5, plan=plan)
+
+
 def published() -> FactoryConfig:
     """The published MNIST recipe, 11,700 steps, 200 checkpoints: only the seed varies."""
     plan = RunPlan(
@@ -185,6 +191,7 @@ PRESETS = {
     for each in (
         digits,
         mnist,
+        cifar,
         published,
         diverse,
         smoke,

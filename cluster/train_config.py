@@ -128,6 +128,12 @@ def mnist() -> GeneratorConfig:
     return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=64, training=training)
 
 
+def cifar() -> GeneratorConfig:
+    """For the CIFAR-10 zoo: 25 minutes on two cores, then prompts are calibrated."""
+    training = TrainConfig(steps=1_000_000, time_budget_s=1500.0, behaviour_examples=16)
+    return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=32, training=training)
+
+
 def policies() -> GeneratorConfig:
     """For a zoo of policies: 25 minutes on two cores, then prompts are calibrated."""
     training = TrainConfig(steps=1_000_000, time_budget_s=1500.0)
@@ -150,6 +156,7 @@ def smoke() -> GeneratorConfig:
 PRESETS = {
     "digits": digits,
     "mnist": mnist,
+    "cifar": cifar,
     "policies": policies,
     "gpt-digits": gpt_digits,
     "smoke": smoke,

@@ -24,10 +24,13 @@ DATA_FOLDERS = [
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of pytest-xdist's processes runs all tests that need Ray, which knows one cluster a machine."""
+    """One of pytest-xdist's processes runs all tests that need Ray, which knows one cluster a machine, and
+    one those of the whole story, which share what it has made."""
     for item in items:
         if "cluster" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.path.name == "test_story.py":
+            item.add_marker(pytest.mark.xdist_group("story"))
 
 
 def theta_environment() -> dict[str, str]:
