@@ -77,7 +77,7 @@ VARIANTS = (
     ),
     Variant("canonical", "tokens as published, units in order", {f"{MODEL}.tokens": "canonical"}),
     Variant("behaviour-0", "nothing said of what networks answer", {"training.behaviour": 0.0}),
-    Variant("behaviour-3", "answers count a tenth", {"training.behaviour": 3.0}),
+    Variant("behaviour-10", "answers count a tenth", {"training.behaviour": 10.0}),
     Variant("pairs-published", "pairs drawn as published", {"training.pairs": "published"}),
     Variant("dropout", "a tenth of the prompts dropped", {f"{MODEL}.prompt_dropout": 0.1}),
     Variant(

@@ -11,7 +11,7 @@ from ckpt_factory.tasks.base import seeded
 
 from .coordinates import Coordinates
 
-WEIGHT = 30.0
+WEIGHT = 100.0
 """Of divergences beside squared errors of scaled updates, unless told otherwise."""
 
 

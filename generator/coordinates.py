@@ -54,7 +54,7 @@ class Coordinates:
         return replace(whole, layers=tuple(layers), rest_slots=self._narrowed(whole.rest_slots))
 
     @classmethod
-    def fit(cls, task: Task, *, rank: int, floor: float = 0.05) -> "Coordinates":
+    def fit(cls, task: Task, *, rank: int, floor: float = 0.1) -> "Coordinates":
         """Coordinates for a task's networks, from its training inputs.
 
         Args:

@@ -52,7 +52,7 @@ class TrainConfig:
     times the signal-to-noise ratio, at most 5 (Hang et al. 2023)."""
     behaviour: float | None = None
     """How much it matters that networks answer training examples as those of the zoo do: the weight of the
-    divergence between both's answers, in nats for classifiers, beside the squared errors. Default 30 where
+    divergence between both's answers, in nats for classifiers, beside the squared errors. Default 100 where
     networks answer examples, 0 where they do not, as policies."""
     behaviour_examples: int = 64
     """Examples a step that all its networks answer; for expensive networks fewer."""
