@@ -23,21 +23,27 @@ class InfoConfig:
 
 
 def info(config: InfoConfig) -> dict[str, Any]:
-    """Task, runs, checkpoints, bytes, recipe and metrics of a zoo as plain numbers."""
+    """Task, runs, checkpoints, bytes, recipe and metrics of a zoo: counts and `final` as plain numbers, the
+    rest as text."""
     zoo = Zoo.open(config.zoo)
     if damaged := zoo.unreadable_units():
         raise ValueError(damaged[0])
     summary = zoo_summary(zoo)
-    finals = summary.pop("final")
     recipe = recipe_facts(zoo.header.plan, zoo.read_runs())
-    metrics = {f"final_{name}_{key}": value for name, v in finals.items() for key, value in v.items()}
+    finals = {
+        f"final_{name}": f"{each['median']:.4g} (median), {each['min']:.4g} to {each['max']:.4g}"
+        for name, each in summary["final"].items()
+        if not name.endswith("_episodes")
+    }
     edges, counts = coverage(zoo)
+    _, tenths = coverage(zoo, 10)
     zoo_picture(zoo, config.out / PICTURE)
     shown = {
         "coverage": f"{sparkline(counts)}  {zoo.header.prompted} {edges[0]:.3g} to {edges[-1]:.3g}",
+        "coverage_of_tenths": ", ".join(f"{100 * n / max(1, sum(tenths)):.0f}" for n in tenths) + " %",
         "picture": str(config.out / PICTURE),
     }
-    return summary | shown | {name.replace(" ", "_"): text for name, text in recipe.items()} | metrics
+    return summary | shown | {name.replace(" ", "_"): text for name, text in recipe.items()} | finals
 
 
 def _check(config: InfoConfig) -> None:

@@ -79,7 +79,7 @@ def read_film(config: ReportConfig) -> bytes:
         raise ValueError(
             f"no film in {config.watch} ({error}); run `theta watch --out {config.watch}` first"
         ) from None
-    if watched.get("model") != sha256(config.generator / MODEL):
+    if watched.get("evaluated", {}).get("model") != sha256(config.generator / MODEL):
         raise ValueError(
             f"{config.watch} is a film of another generator than {config.generator}; run "
             f"`theta watch --generator {config.generator} --out {config.watch}` again"

@@ -241,6 +241,12 @@ def fit(
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
+    if (steps := int(state["step"])) < 2 * config.training.warmup_steps:
+        say(
+            f"only {steps} steps were made, and {config.training.warmup_steps} are for warming up: the "
+            "generator has hardly learned anything; give it more time",
+            label="warning",
+        )
     if config.moments:
         say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
         generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
@@ -248,6 +254,9 @@ def fit(
         say(f"calibrating prompts on {config.calibrate} training initialisations")
         found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
         generator = replace(generator, calibration=found)
+        if found is not None:
+            low, high = (float(found.got[i]) for i in (0, -1))
+            say(f"networks get {low:.4g} to {high:.4g} of it, by updates {found.stretch:g} times as long")
     metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
     metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))

@@ -97,27 +97,31 @@ def watch(config: WatchConfig) -> dict[str, Any]:
         for prompt, mean, spread in zip(prompts, achieved, std, strict=True)
     ]
     frames, longest = [], task.setting.env.max_steps // config.every + 2
-    with ProgressBar("film", longest, "pictures") as bar:
+    with ProgressBar("film", 100, "%") as bar:
         for moment in play(task, made.theta.numpy(), every=config.every, seed=config.seed):
             frames.append(compose(moment, captions))
-            bar.update(len(frames))
-        bar.update(longest)
+            bar.update(100 * len(frames) / longest, f"{len(frames)} pictures")
+        bar.update(100, f"{len(frames)} pictures, all episodes have ended")
     film = config.out / f"policies.{config.format}"
     write_film(frames + frames[-1:] * 15, film)
     say(f"film: {film}")
+    policies = [
+        {"prompt": prompt, "achieved": mean, "std_over_episodes": spread, "shown_episode": shown}
+        for prompt, mean, spread, shown in zip(prompts, achieved, std, moment.returns.tolist(), strict=True)
+    ]
+    rows = {
+        f"prompt {each['prompt']:g}": f"{each['achieved']:.4g} ± {each['std_over_episodes']:.3g} over "
+        f"{task.episodes} episodes; the one in the film {each['shown_episode']:.4g}"
+        for each in policies
+    }
     return {
         "task": generator.origin.task,
         "film": str(film),
-        "model": sha256(config.generator / MODEL),
+        "evaluated": {"model": sha256(config.generator / MODEL)},
         "pictures": len(frames),
         "start_test_return": float(made.start["test_return"][0]),
-        "policies": [
-            {"prompt": prompt, "achieved": mean, "std_over_episodes": spread, "shown_episode": shown}
-            for prompt, mean, spread, shown in zip(
-                prompts, achieved, std, moment.returns.tolist(), strict=True
-            )
-        ],
-    }
+        "policies": policies,
+    } | rows
 
 
 def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:

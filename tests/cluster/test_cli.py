@@ -261,7 +261,12 @@ def test_verify_and_info_of_a_sound_zoo(ray_cluster: int, digits_zoo: Zoo, tmp_p
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["ok"], result["runs"], result["remeasured"]) == (True, 24, 24)
     assert run(["info", "--zoo", str(digits_zoo.path), "--out", str(tmp_path / "info")]) == 0
-    assert json.loads((tmp_path / "info" / "result.json").read_text())["checkpoints"] == 24 * 8
+    found = json.loads((tmp_path / "info" / "result.json").read_text())
+    assert found["checkpoints"] == 24 * 8
+    tenths = [int(each) for each in found["coverage_of_tenths"].removesuffix(" %").split(", ")]
+    assert len(tenths) == 10
+    assert 95 <= sum(tenths) <= 105, "rounded"
+    assert found["final_test_loss"].startswith(f"{found['final']['test_loss']['median']:.4g} (median)")
 
 
 def test_prompt_writes_networks_that_do_in_plain_torch_what_the_table_says(

@@ -59,6 +59,7 @@ def test_a_film_shows_every_prompt(policies: Path, tmp_path: Path) -> None:
     assert run(["watch", "--generator", str(policies), *flags]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     first, second = result["policies"]
+    assert result[f"prompt {first['prompt']:g}"].startswith(f"{first['achieved']:.4g} ± ")
     assert f"{first['prompt']:.2f},{second['prompt']:.2f}" == prompts
     assert first["achieved"] == second["achieved"] == result["start_test_return"], "both are the start itself"
     assert first["shown_episode"] >= 1
@@ -92,7 +93,7 @@ def test_what_cannot_be_filmed_is_one_line(
 def test_a_film_of_another_generator_is_no_part_of_a_report(policies: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no film in .*run `theta watch"):
         read_film(ReportConfig(generator=policies, watch=tmp_path))
-    (tmp_path / "result.json").write_text('{"model": "0"}')
+    (tmp_path / "result.json").write_text('{"evaluated": {"model": "0"}}')
     (tmp_path / "policies.gif").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match="is a film of another generator"):
         read_film(ReportConfig(generator=policies, watch=tmp_path))
