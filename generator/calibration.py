@@ -34,26 +34,29 @@ def calibrate(
 ) -> Calibration | None:
     """What the generator, with the sampling that is its own, has to be asked for, and how far it has to go.
 
-    Every start network in `theta`, a training initialisation, is asked for metrics from the worst of the zoo
-    to beyond the best, in even steps of returns or even ratios of losses; the mean that is achieved for each
-    is made monotone. That is done for updates of several lengths, and the length is kept with which the
-    start networks come closest to prompts once these are calibrated. None if all networks made are broken,
-    whatever is asked for.
+    Every start network in `theta`, a training initialisation, is asked for metrics from its own loss, or the
+    worst return of the zoo, to beyond the best, in even steps of returns or even ratios of losses; the mean
+    that is achieved for each is made monotone. That is done for updates of several lengths, and the length is
+    kept with which the start networks come closest to prompts once these are calibrated; or prompts are asked
+    for as they are, where nothing comes closer. None if all networks made are broken, whatever is asked for.
     """
     plain = replace(generator, calibration=None)
     metric = task.evaluate(theta, "validation")[generator.metric]
-    asked = _asks(generator, num_asks)
+    low, high = generator.scaling.metric_range
+    worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
+    asked = _asks(generator, worst, num_asks)
     made = [plain.update(theta, metric, ask, rng=rng) for ask in asked.tolist()]
-    low, _ = generator.scaling.metric_range
-    worst = float(metric.mean()) if generator.origin.objective == "min" else low
     prompts = torch.linspace(generator.best_metric, worst, 20)
     best, least = None, float("inf")
     for stretch in STRETCHES:
         networks = (torch.lerp(theta, each, stretch) for each in made)
         got = torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
-        found = _monotone(asked, got, stretch)
-        if found is not None and (missed := _missed(found, asked, got, prompts)) < least:
-            best, least = found, missed
+        candidates = [_monotone(asked, got, stretch)]
+        if stretch == 1 and candidates[0] is not None:
+            candidates.append(Calibration(asked, asked))
+        for found in candidates:
+            if found is not None and (missed := _missed(found, asked, got, prompts)) < least:
+                best, least = found, missed
     return best
 
 
@@ -77,10 +80,11 @@ def _missed(found: Calibration, asked: Tensor, got: Tensor, prompts: Tensor) -> 
     return float(missed[missed.isfinite()].mean())
 
 
-def _asks(generator: WeightGenerator, num: int) -> Float[Tensor, " num"]:
+def _asks(generator: WeightGenerator, worst: float, num: int) -> Float[Tensor, " num"]:
+    """Of losses none is above those of the starts: hardly any pair of the zoo goes there."""
     low, high = generator.scaling.metric_range
     if generator.origin.objective == "max":
         return torch.linspace(low, high + BEYOND * (high - low), num)
     if low > 0:
-        return (0.5 * low) * (2 * high / low) ** torch.linspace(0, 1, num)
-    return torch.linspace(low - BEYOND * (high - low), high, num)
+        return (0.5 * low) * (2 * worst / low) ** torch.linspace(0, 1, num)
+    return torch.linspace(low - BEYOND * (worst - low), worst, num)

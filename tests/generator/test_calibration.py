@@ -106,7 +106,39 @@ def test_what_was_got_is_measured_on_validation_and_made_monotone(
     torch.testing.assert_close(found.got.mean(), torch.stack(raw).mean())
     assert min(raw) - 1e-5 <= found.got.min() <= found.got.max() <= max(raw) + 1e-5  # rounding
     low, high = generator.scaling.metric_range
-    torch.testing.assert_close(found.asked[[0, -1]], torch.tensor([low / 2, high]))
+    assert metric.mean() < high, "more than starts have is not asked for"
+    torch.testing.assert_close(found.asked[[0, -1]], torch.tensor([low / 2, float(metric.mean())]))
+
+
+class Obedient(Denoiser):
+    """Makes of each start the checkpoint of its own run whose metric is nearest to what it is asked for."""
+
+    def __init__(self, generator: WeightGenerator, theta: Tensor, metric: Tensor):
+        super().__init__(generator.model.config)
+        runs, steps = theta.shape[:2]
+        z = generator.coordinates.encode(theta.flatten(0, 1))
+        self.starts = generator.scaling.start(z[::steps])
+        updates = generator.scaling.update(z[::steps].repeat_interleave(steps, 0), z)
+        self.updates = updates.view(runs, steps, -1)
+        self.features = generator.scaling.views[0].features(metric.flatten())[:, 1].view(runs, steps)
+
+    def predict(self, u_t: Tensor, t: Tensor, start: Tensor, metrics: Tensor) -> Tensor:
+        own = torch.cdist(start, self.starts).argmin(1)
+        step = (self.features[own] - metrics[:, 3:]).abs().argmin(1)
+        return self.updates[own, step]
+
+
+def test_who_does_as_asked_already_is_asked_for_what_is_prompted(
+    generator: WeightGenerator, digits: Task, digits_zoo: Zoo
+) -> None:
+    rows = digits_zoo.read_unit(0)
+    model = Obedient(generator, rows.theta.float(), rows.metrics["validation_loss"])
+    made = replace(generator, model=model, sampling=Sampling(steps=1, sampler="ddim"))
+    found = calibrate(made, digits, rows.theta[:, 0].float(), rng=seeded(3))
+    assert found is not None
+    assert found.stretch == 1
+    prompts = torch.linspace(generator.best_metric, 2.2, 10)
+    assert (found.ask(prompts) - prompts).abs().max() < 0.2, "as near as checkpoints are to one another"
 
 
 class PartOfTheWay(Denoiser):
