@@ -28,8 +28,10 @@ def find_spec(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever somebody's module raises
+            file = f"{module.replace('.', '/')}.py"
             raise ValueError(
-                f"environment {env_id!r}: cannot import module {module!r} ({_short(error)}); is it installed?"
+                f"environment {env_id!r}: cannot import module {module!r} ({_short(error)}); is it "
+                f"installed, or {file} in the current folder or on PYTHONPATH?"
             ) from None
     if name not in gymnasium.registry:
         close = difflib.get_close_matches(name, gymnasium.registry, n=1)
@@ -72,7 +74,7 @@ class GymCopies(StackedEnv):
         if limit is None:
             self.notes = (
                 f"environment {env_id!r} sets no step limit: its episodes are cut after {STEP_LIMIT:,} steps "
-                "(max_steps sets another limit)",
+                "(--options max_steps 200 sets another limit)",
             )
         self.max_steps = limit or STEP_LIMIT
         self._envs: list[gymnasium.Env] = []
