@@ -226,8 +226,8 @@ def policy_task(
     return PolicyTask(setting, chosen, episodes=episodes)
 
 
-register("cartpole-v0", partial(policy_task, env="CartPole-v1"))
-register("acrobot-v0", partial(policy_task, env="Acrobot-v1"))
-register("mountaincar-continuous-v0", partial(policy_task, env="MountainCarContinuous-v0"))
-register("pendulum-v0", partial(policy_task, env="Pendulum-v1"))
-register("gym-v0", policy_task)
+register("rl_tasks:cartpole-v0", partial(policy_task, env="CartPole-v1"))
+register("rl_tasks:acrobot-v0", partial(policy_task, env="Acrobot-v1"))
+register("rl_tasks:mountaincar-continuous-v0", partial(policy_task, env="MountainCarContinuous-v0"))
+register("rl_tasks:pendulum-v0", partial(policy_task, env="Pendulum-v1"))
+register("rl_tasks:gym-v0", policy_task)

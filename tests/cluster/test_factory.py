@@ -15,7 +15,8 @@ import ray.data
 
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import Zoo
-from cluster.factory import CheckpointFactory, FactoryConfig, ZooResult
+from cluster.factory import CheckpointFactory, ZooResult
+from cluster.factory_config import FactoryConfig
 
 from .broken_tasks import KILLED_ONCE
 from .processes import descendants, kill, wait_for, zoo_bytes

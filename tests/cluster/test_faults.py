@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import Zoo
-from cluster.factory import CheckpointFactory, smoke
+from cluster.factory import CheckpointFactory
+from cluster.factory_config import smoke
 from cluster.train import LOG, read_log
 from generator.artefact import MODEL
 
