@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
 from .factory_config import PRESETS, FactoryConfig
-from .progress import ProgressBar, rate, say
+from .progress import ProgressBar, followed, rate, say
 from .tasks import know_policies
+from .under_way import EVERY_S, UnderWay
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
@@ -55,8 +57,14 @@ class FactoryActor:
         started, cpu = time.time(), time.process_time()
         header, plan = self.zoo.header, self.zoo.header.runs_plan
         runs = plan.runs(header.run_ids(unit))
-        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device)
-        facts = self.zoo.write_unit(unit, rows)
+        progress = UnderWay.of_zoo(self.zoo.path).notes_of(unit)
+        self.task.fault()  # of a unit that failed
+        rows = train_stack(
+            self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device, progress=progress
+        )
+        facts: dict[str, Any] = self.zoo.write_unit(unit, rows)
+        if fault := self.task.fault():
+            facts["fault"] = fault
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
 
@@ -123,6 +131,8 @@ class CheckpointFactory:
         zoo.remove_leftovers()  # of actors that were killed
         metrics = _metrics(zoo, reports, time.monotonic() - started)
         write_card(zoo)
+        if lost := lost_runs(zoo, metrics):
+            say(lost, label="warning")
         error = "; ".join(f"shard {unit} set aside: {why}" for unit, why in sorted(failed.items())) or None
         return ZooResult(path=zoo.path, metrics=metrics | {"units_failed": sorted(failed)}, error=error)
 
@@ -135,14 +145,12 @@ class CheckpointFactory:
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
         actor = FactoryActor.options(num_gpus=gpus)
         device = "cuda" if self.config.use_gpu else "cpu"
-        made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
-        begun, before = time.monotonic(), made
+        left = set(todo)
         with (
-            ProgressBar("zoo", zoo.header.num_runs, "runs") as bar,
             full_disk_named(zoo.path / LOG),
             (zoo.path / LOG).open("a") as log,
+            _bar(zoo, left),
         ):
-            bar.update(made)
             for unit, report in run_units(
                 lambda: actor.remote(zoo.path.absolute(), data, device),
                 todo,
@@ -150,15 +158,38 @@ class CheckpointFactory:
                 fatal=(DiskFullError,),
             ):
                 if isinstance(report, RayError):
+                    UnderWay.of_zoo(zoo.path).note(unit, 0.0)
                     failed[unit] = _reason(report)
                     say(f"shard {unit} failed {ATTEMPTS} times and is set aside: {failed[unit]}")
                     continue
+                left.discard(unit)
                 reports.append(report)
                 log.write(json.dumps(report) + "\n")
                 log.flush()
-                made += report["runs"]
-                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
+
+
+@contextlib.contextmanager
+def _bar(zoo: Zoo, left: set[int]) -> Iterator[None]:
+    """While the block runs, a bar of the runs of all units but those left, and of what is done of these."""
+    under_way, started = UnderWay.of_zoo(zoo.path), time.monotonic()
+    runs_of = {unit: len(zoo.header.run_ids(unit)) for unit in range(zoo.header.num_units)}
+
+    def done() -> float:
+        shares = under_way.shares()
+        return sum(shares.get(unit, 0.0) * runs if unit in left else runs for unit, runs in runs_of.items())
+
+    before = sum(runs for unit, runs in runs_of.items() if unit not in left)
+
+    def update(bar: ProgressBar) -> None:
+        now = done()
+        bar.update(now, rate(now - before, time.monotonic() - started, "run"))
+
+    bar = ProgressBar("zoo", zoo.header.num_runs, "runs")
+    with under_way.kept(), followed(bar, update, every_s=EVERY_S):
+        update(bar)
+        yield
+        update(bar)
 
 
 def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
@@ -179,6 +210,32 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
     }
 
 
+def lost_runs(zoo: Zoo, metrics: Mapping[str, Any]) -> str:
+    """How many runs something broke for, what it was and what helps; empty where nothing did.
+
+    Runs that diverged by themselves, some of many, belong to a zoo of many recipes.
+    """
+    struck = [each for each in logged(zoo) if each.get("fault") and each["diverged"]]
+    anew = "then make the zoo anew in another --out"
+    if struck:
+        causes = list(dict.fromkeys(each["fault"] for each in struck))
+        more = f" and {len(causes) - 1} other causes, see {zoo.path / LOG}" if len(causes) > 1 else ""
+        num_lost = sum(each["diverged"] for each in struck)
+        lost = f"{num_lost} of {metrics['runs']} runs were lost: {causes[0]}{more}"
+        return f"{lost}; mend the environment, {anew}"
+    if all_lost(metrics):
+        return (
+            f"all {metrics['runs']} runs were lost: their parameters or metrics are not finite; lower --lr "
+            f"or mend the task, {anew}"
+        )
+    return ""
+
+
+def all_lost(metrics: Mapping[str, Any]) -> bool:
+    """Whether a zoo has runs, and none of them finished."""
+    return 0 < metrics["runs"] == metrics["diverged_runs"]
+
+
 def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
@@ -195,10 +252,15 @@ def _reason(error: RayError) -> str:
 
 
 def _run(config: FactoryConfig) -> Outcome:
-    made = CheckpointFactory(config).fit()
+    try:
+        made = CheckpointFactory(config).fit()
+    except KeyboardInterrupt:
+        if (config.out / HEADER).exists() and Zoo.open(config.out).finished_units():
+            raise
+        raise KeyboardInterrupt("nothing is saved yet; the same command begins again") from None
     if made.error:
         say(made.error, label="incomplete", style="red")
-    return made.metrics | {"error": made.error}, made.path, 1 if made.error else 0
+    return made.metrics | {"error": made.error}, made.path, int(bool(made.error) or all_lost(made.metrics))
 
 
 COMMAND = Command(

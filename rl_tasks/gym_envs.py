@@ -124,7 +124,8 @@ class GymCopies(StackedEnv):
                 self._break(i, error)
         obs, reward = _float32(obs), _float32(reward)
         finite = np.isfinite(obs).all(axis=1) & np.isfinite(reward)
-        self._break_all(running & ~self.broken & ~finite, "its observation or reward is NaN or infinite")
+        why = "its observation or reward is NaN or infinite"
+        self._break_all(running & ~self.broken & ~finite, why, its_own=True)
         obs[self.broken], reward[self.broken], terminated[self.broken] = 0, np.nan, True
         self._steps += 1
         truncated |= self._steps >= self.max_steps
@@ -161,12 +162,14 @@ class GymCopies(StackedEnv):
         except Exception as error:  # a missing dependency, or whatever its constructor raises
             raise ValueError(f"environment {self.env_id!r} cannot be made: {_short(error)}") from None
 
-    def _break_all(self, which: Bool[np.ndarray, " N"], why: str) -> None:
+    def _break_all(self, which: Bool[np.ndarray, " N"], why: str, *, its_own: bool = False) -> None:
         for i in np.flatnonzero(which).tolist():
-            self._break(i, FloatingPointError(why))
+            self._break(i, FloatingPointError(why), its_own=its_own)
 
-    def _break(self, i: int, error: Exception) -> None:
+    def _break(self, i: int, error: Exception, *, its_own: bool = True) -> None:
         self.broken[i] = self._ended[i] = True
+        if its_own and self.faults is not None and not self.faults:  # the first is enough
+            self.faults.append(_short(error))
         self.why_broken = self.why_broken or _short(error)
         with contextlib.suppress(Exception):  # it is broken: whatever it holds, nothing more can be done
             self._envs[i].close()

@@ -80,6 +80,12 @@ class PolicyTask(Task):
         """Steps of the environment that a run has seen when its optimizer has made `step` steps."""
         return self.algorithm.env_steps(self.setting, step, batch_size)
 
+    def fault(self) -> str:
+        faults = self.setting.faults
+        found = f"{faults[0]} (environment {self.setting.env_id})" if faults else ""
+        faults.clear()
+        return found
+
     def loss(self, theta: Float[Tensor, "K D"], batch: Any) -> Float[Tensor, " K"]:
         return self.algorithm.loss(self.setting, theta, batch)
 
