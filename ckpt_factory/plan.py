@@ -82,7 +82,8 @@ class RunPlan:
     num_steps: int = 450
     """Optimizer steps of a run."""
     batch_size: tuple[int, ...] = (32,)
-    """Images per optimizer step; of several, each block has one."""
+    """Images per optimizer step; of policies steps of the environment (PPO) or perturbed policies (evolution
+    strategies); of several, each block has one."""
     optimizer: tuple[OptimizerName, ...] = ("sgd",)
     """Optimizer; of several, each block has one."""
     lr: tuple[float, float] = (0.1, 0.1)

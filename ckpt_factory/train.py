@@ -16,6 +16,9 @@ from .plan import RunPlan, RunSettings
 from .stacked import compiled
 from .tasks.base import Task, Variation, seeded
 
+Progress = Callable[[float], None]
+"""Told the share of some work that is done, from 0 to 1."""
+
 
 class Rows(NamedTuple):
     """Checkpoints of R whole runs, S of each."""
@@ -45,6 +48,7 @@ def train_stack(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     starts: Float[Tensor, "K D"] | None = None,
+    progress: Progress | None = None,
 ) -> Rows:
     """Train runs together and return their checkpoints, at the steps that the plan saves.
 
@@ -55,6 +59,7 @@ def train_stack(
 
     Args:
         starts: networks to train on, in the place of the initialisations that the plan draws.
+        progress: called often, with the share that is done: half of it steps, half of it measurements.
 
     Raises:
         ValueError: the runs are not whole groups, or the task does not train on that device.
@@ -71,7 +76,9 @@ def train_stack(
         starts = initial_networks(task, plan, runs) * scale
     parts, blocks = plan.blocks(runs), []
     for part, theta in zip(parts, starts.split([len(part) for part in parts]), strict=True):
-        blocks.append(_train_block(task, plan, part, theta, dtype, device))
+        done = sum(len(block.run_ids) for block in blocks) / len(runs)
+        own = _part_of(progress, done, len(part) / len(runs))
+        blocks.append(_train_block(task, plan, part, theta, dtype, device, own))
     if len(blocks) == 1:
         return blocks[0]
     return Rows(
@@ -89,6 +96,7 @@ def _train_block(
     theta: Float[Tensor, "K D"],
     dtype: torch.dtype,
     device: torch.device | str,
+    progress: Progress,
 ) -> Rows:
     params = {name: value.clone() for name, value in task.spec.unflatten(theta.to(device)).items()}
     next_batch = task.sampler(plan.order_rngs(runs), runs[0].batch_size, plan.variation(runs))
@@ -109,11 +117,30 @@ def _train_block(
             params[name].grad = gradient
         optimizer.param_groups[0]["lr"] = peak_lr * plan.lr_at(step)
         optimizer.step()
+        progress(0.5 * (step + 1) / plan.num_steps)
     rows = Rows(torch.tensor([run.run_id for run in runs]), saved, checkpoints, {})
     if plan.spacing == "metric":
-        pilot = _measured(task, lambda theta: {"pilot": task.pilot_metric(theta)}, rows.theta, device)
+        pilot = _measured(
+            task,
+            lambda theta: {"pilot": task.pilot_metric(theta)},
+            rows.theta,
+            device,
+            _part_of(progress, 0.5, 0.25),
+        )
         rows = spread_over_metric(rows._replace(metrics=pilot), "pilot", plan.num_checkpoints)
-    return rows._replace(metrics=_measured(task, task.metrics_of, rows.theta, device))
+    done = 0.75 if plan.spacing == "metric" else 0.5
+    progress = _part_of(progress, done, 1 - done)
+    return rows._replace(metrics=_measured(task, task.metrics_of, rows.theta, device, progress))
+
+
+def _part_of(whole: Progress | None, done: float, share: float) -> Progress:
+    """Progress of a part, told as that of the whole, of which `done` was done before and it is a share."""
+
+    def progress(part: float) -> None:
+        if whole is not None:
+            whole(done + share * part)
+
+    return progress
 
 
 def _measured(
@@ -121,12 +148,13 @@ def _measured(
     measure: Callable[[Tensor], Mapping[str, Tensor]],
     theta: Shaped[Tensor, "K S D"],
     device: torch.device | str,
+    progress: Progress,
 ) -> dict[str, Float[Tensor, "K S"]]:
     """What `measure` says of all networks, of as many moments at a time as the task takes together."""
-    parts = [
-        measure(part.flatten(0, 1).to(device).float())
-        for part in theta.split(max(1, task.networks_at_once // len(theta)), 1)
-    ]
+    parts, moments = [], theta.split(max(1, task.networks_at_once // len(theta)), 1)
+    for part in moments:
+        parts.append(measure(part.flatten(0, 1).to(device).float()))
+        progress(len(parts) / len(moments))
     return {
         name: torch.cat([part[name].cpu().view(len(theta), -1) for part in parts], 1) for name in parts[0]
     }

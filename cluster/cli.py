@@ -116,8 +116,9 @@ def run(args: Sequence[str]) -> int:
         cause = getattr(error, "cause", None) or error  # what a remote call raised, without its traceback
         sys.stderr.write(f"theta {name}: {' '.join(str(cause).split())[:600]}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"theta {name}: interrupted; the same command goes on from here\n")
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "the same command goes on from here"
+        sys.stderr.write(f"theta {name}: interrupted; {what}\n")
         return 130
 
 

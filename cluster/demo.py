@@ -12,7 +12,7 @@ import ray
 
 from ckpt_factory.files import check_writable, write_text
 
-from . import evaluate, factory, report, train, train_config
+from . import evaluate, factory, factory_config, report, train, train_config
 from .command import Command
 from .progress import say
 
@@ -58,7 +58,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     started = time.monotonic()
     check_writable(config.out)
     zoo, generator, evaluation = (config.out / name for name in ("zoo", "generator", "evaluation"))
-    zoo_config = dataclasses.replace(factory.digits(), out=zoo, num_runs=config.num_runs)
+    zoo_config = dataclasses.replace(factory_config.digits(), out=zoo, num_runs=config.num_runs)
     say("1/4 zoo: training networks on scikit-learn's digits")
     made = factory.CheckpointFactory(zoo_config).fit()
     if made.error:

@@ -4,203 +4,33 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError
 
-from ckpt_factory import RunPlan, Task, make, train_stack, with_options
+from ckpt_factory import Task, make, train_stack, with_options
 from ckpt_factory.card import write_card
 from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
 from ckpt_factory.schema import DTYPES
+from ckpt_factory.tasks.options import MissingOptionError
 from ckpt_factory.train import check_plan
 from ckpt_factory.verify import discard_damaged
 from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 
 from .command import Command, Outcome
-from .progress import ProgressBar, rate, say
+from .factory_config import PRESETS, FactoryConfig
+from .progress import ProgressBar, followed, rate, say
+from .tasks import know_policies
+from .under_way import EVERY_S, UnderWay
 from .units import ATTEMPTS, run_units
 
 LOG = "factory.log.jsonl"
 """What a clock says, times and hosts: kept out of the shards, whose bytes a repetition gives again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactoryConfig:
-    """What zoo to make."""
-
-    task: str = "digits-mlp-v0"
-    """Id of the learning problem: digits-mlp-v0, mnist-mlp-v0, cifar-cnn-v0; images-mlp-v0 and images-cnn-v0
-    for a folder of your own images; quadratic-v0, a bowl that needs no data, to try things on; `module:id`
-    for one of your own."""
-    env: str | None = None
-    """Id of the environment, for tasks with such an option: Gymnasium's, `module:id` for one of your own."""
-    options: dict[str, str] = field(default_factory=dict)
-    """Options of the task, NAME VALUE NAME VALUE, on top of those in its id (`id?name=value`)."""
-    out: Path = Path("runs/zoo")
-    """Folder of the zoo. The same command again resumes it."""
-    data_root: Path | None = None
-    """Where the task's images are: Parquet files in the Hugging Face layout, or torchvision's folder."""
-    num_runs: int = 2048
-    """Training runs."""
-    stack_size: int = 128
-    """Runs trained in lock-step by one actor: one unit of work, one shard."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """How parameters are stored; metrics are measured on the stored values."""
-    plan: RunPlan = field(default_factory=RunPlan)
-    """The recipe of the runs."""
-    repair: bool = False
-    """First look for damaged shards, and make those anew."""
-    use_gpu: bool = False
-    """Give every actor a GPU: its stacks train there; ask for stacks of a thousand runs or more. Not for
-    policies, whose environments are on the CPU."""
-
-    def __post_init__(self) -> None:
-        if self.env is not None and "env" in self.options:
-            raise ValueError(f"env is {self.env!r} and {self.options['env']!r} in options; give it once")
-
-
-def digits() -> FactoryConfig:
-    """2,048 runs on scikit-learn's digits: 450 steps of batch 32, 35 checkpoints."""
-    return FactoryConfig()
-
-
-def mnist() -> FactoryConfig:
-    """3,000 runs of the published MNIST network, 2 epochs of batch 128, 30 checkpoints."""
-    plan = RunPlan(num_steps=780, batch_size=(128,), group_size=10, num_checkpoints=30)
-    return FactoryConfig(task="mnist-mlp-v0", num_runs=3000, stack_size=60, plan=plan)
-
-
-def cifar() -> FactoryConfig:
-    """1,000 runs of the published CIFAR-10 network, 1 epoch of batch 128, 10 checkpoints: over an hour."""
-    plan = RunPlan(num_steps=352, batch_size=(128,), group_size=5, num_checkpoints=10, precision="bfloat16")
-    return FactoryConfig(task="cifar-cnn-v0", num_runs=1000, stack_size=5, plan=plan)
-
-
-def published() -> FactoryConfig:
-    """The published MNIST recipe, 11,700 steps, 200 checkpoints: only the seed varies."""
-    plan = RunPlan(
-        num_steps=11_700,
-        batch_size=(128,),
-        schedule_every=468,
-        group_size=16,
-        num_checkpoints=200,
-        spacing="random",
-        precision="bfloat16",
-        compile=True,
-    )
-    return FactoryConfig(task="mnist-mlp-v0", num_runs=1024, stack_size=64, plan=plan)
-
-
-def diverse() -> FactoryConfig:
-    """4,096 runs on digits of many recipes: optimizers, rates, initialisations, losses, label noise."""
-    plan = RunPlan(
-        optimizer=("sgd", "adamw", "lion", "tiger", "amos"),
-        batch_size=(16, 32, 64),
-        lr=(0.02, 0.15),
-        weight_decay=(1e-5, 1e-2),
-        momentum=(0.8, 0.95),
-        init=("default", "kaiming", "xavier", "orthogonal"),
-        init_scale=(0.5, 1.5),
-        label_noise=(0.0, 0.3),
-        data_fraction=(0.5, 1.0),
-        loss=("cross-entropy", "tailr"),
-        gamma=(0.05, 0.3),
-        block_size=16,
-        spacing="metric",
-    )
-    return FactoryConfig(num_runs=4096, plan=plan)
-
-
-def smoke() -> FactoryConfig:
-    """64 short runs on digits: a zoo in seconds, to see that all works."""
-    return FactoryConfig(num_runs=64, stack_size=16, plan=RunPlan(num_steps=100, num_checkpoints=12))
-
-
-def cartpole() -> FactoryConfig:
-    """10,000 CartPole policies trained by PPO for 41,000 steps of the environment, 50 checkpoints."""
-    plan = RunPlan(
-        num_steps=640,
-        batch_size=(128,),
-        optimizer=("adamw",),
-        lr=(0.15, 0.15),
-        weight_decay=(0.0, 0.0),
-        hyper=_fixed(discount=0.99, gae_lambda=0.98, clip=0.3, value_lr=0.015, max_grad_norm=0.3),
-        num_checkpoints=50,
-        spacing="metric",
-    )
-    task = "rl_tasks:cartpole-v0?epochs=2"
-    return FactoryConfig(task=task, num_runs=10_000, plan=plan)
-
-
-def pendulum() -> FactoryConfig:
-    """4,096 Gaussian Pendulum policies trained by PPO for 61,000 steps of the environment, 50 checkpoints."""
-    plan = RunPlan(
-        num_steps=1920,
-        batch_size=(128,),
-        optimizer=("adamw",),
-        lr=(0.1, 0.1),
-        weight_decay=(0.0, 0.0),
-        hyper=_fixed(discount=0.9, value_lr=0.01),
-        num_checkpoints=50,
-        spacing="metric",
-    )
-    task = "rl_tasks:pendulum-v0?activation=relu&hidden=32&copies=16&epochs=4"
-    return FactoryConfig(task=task, num_runs=4096, plan=plan)
-
-
-def mountaincar_continuous() -> FactoryConfig:
-    """1,024 MountainCarContinuous policies by evolution strategies, 40 steps, 20 checkpoints."""
-    plan = RunPlan(
-        num_steps=40,
-        batch_size=(32,),
-        optimizer=("adamw",),
-        lr=(1.0, 1.0),
-        weight_decay=(0.0, 0.0),
-        hyper=_fixed(sigma=0.3),
-        num_checkpoints=20,
-        spacing="metric",
-    )
-    # PPO sees the goal by chance alone, and half of its runs learn to stand still before they do.
-    task = "rl_tasks:mountaincar-continuous-v0?activation=tanh&algorithm=es&trials=1"
-    return FactoryConfig(task=task, num_runs=1024, stack_size=64, plan=plan)
-
-
-def gym() -> FactoryConfig:
-    """64 policies, by PPO, for an environment of Gymnasium's or your own: give --env ID or module:ID."""
-    plan = RunPlan(
-        num_steps=1280,
-        batch_size=(128,),
-        optimizer=("adamw",),
-        lr=(0.05, 0.05),
-        weight_decay=(0.0, 0.0),
-        num_checkpoints=20,
-    )
-    return FactoryConfig(task="rl_tasks:gym-v0", num_runs=64, stack_size=16, plan=plan)
-
-
-def _fixed(**values: float) -> dict[str, tuple[float, float]]:
-    return {name: (value, value) for name, value in values.items()}
-
-
-PRESETS = {
-    each.__name__: each
-    for each in (
-        digits,
-        mnist,
-        cifar,
-        published,
-        diverse,
-        smoke,
-        cartpole,
-        pendulum,
-        mountaincar_continuous,
-        gym,
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,8 +57,14 @@ class FactoryActor:
         started, cpu = time.time(), time.process_time()
         header, plan = self.zoo.header, self.zoo.header.runs_plan
         runs = plan.runs(header.run_ids(unit))
-        rows = train_stack(self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device)
-        facts = self.zoo.write_unit(unit, rows)
+        progress = UnderWay.of_zoo(self.zoo.path).notes_of(unit)
+        self.task.fault()  # of a unit that failed
+        rows = train_stack(
+            self.task, plan, runs, dtype=DTYPES[header.dtype], device=self.device, progress=progress
+        )
+        facts: dict[str, Any] = self.zoo.write_unit(unit, rows)
+        if fault := self.task.fault():
+            facts["fault"] = fault
         clock = {"started": started, "wall_s": time.time() - started, "cpu_s": time.process_time() - cpu}
         return {"unit": unit, **facts, **clock, "host": os.uname().nodename, "pid": os.getpid()}
 
@@ -236,8 +72,7 @@ class FactoryActor:
 def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     """What is to be made; what a stack would refuse is refused here, before anything is written."""
     check_writable(config.out)
-    task_id = with_options(config.task, **{"env": config.env} | config.options)
-    task = make(task_id, data_root=config.data_root)
+    task = make(_task_id(config), data_root=config.data_root)
     header = ZooHeader.of_task(
         task, config.plan, num_runs=config.num_runs, stack_size=config.stack_size, dtype=config.dtype
     )
@@ -245,6 +80,18 @@ def check(config: FactoryConfig) -> tuple[ZooHeader, Task]:
     if (config.out / HEADER).exists():
         Zoo.create(config.out, header)  # refuses another zoo
     return header, task
+
+
+def _task_id(config: FactoryConfig) -> str:
+    """The task with its options, or what to give in terms of the command line."""
+    know_policies(config.task)
+    try:
+        return with_options(config.task, **{"env": config.env} | config.options)
+    except MissingOptionError as error:
+        cure = "--env CartPole-v1, or --env module:MyEnv-v0 for one of your own"
+        if error.option != "env":
+            cure = f"--options {error.option} VALUE"
+        raise ValueError(f"task {error.task!r} needs option {error.option}: give {cure}") from None
 
 
 class CheckpointFactory:
@@ -284,6 +131,8 @@ class CheckpointFactory:
         zoo.remove_leftovers()  # of actors that were killed
         metrics = _metrics(zoo, reports, time.monotonic() - started)
         write_card(zoo)
+        if lost := lost_runs(zoo, metrics):
+            say(lost, label="warning")
         error = "; ".join(f"shard {unit} set aside: {why}" for unit, why in sorted(failed.items())) or None
         return ZooResult(path=zoo.path, metrics=metrics | {"units_failed": sorted(failed)}, error=error)
 
@@ -296,14 +145,12 @@ class CheckpointFactory:
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
         actor = FactoryActor.options(num_gpus=gpus)
         device = "cuda" if self.config.use_gpu else "cpu"
-        made = zoo.header.num_runs - sum(len(zoo.header.run_ids(unit)) for unit in todo)
-        begun, before = time.monotonic(), made
+        left = set(todo)
         with (
-            ProgressBar("zoo", zoo.header.num_runs, "runs") as bar,
             full_disk_named(zoo.path / LOG),
             (zoo.path / LOG).open("a") as log,
+            _bar(zoo, left),
         ):
-            bar.update(made)
             for unit, report in run_units(
                 lambda: actor.remote(zoo.path.absolute(), data, device),
                 todo,
@@ -311,15 +158,38 @@ class CheckpointFactory:
                 fatal=(DiskFullError,),
             ):
                 if isinstance(report, RayError):
+                    UnderWay.of_zoo(zoo.path).note(unit, 0.0)
                     failed[unit] = _reason(report)
                     say(f"shard {unit} failed {ATTEMPTS} times and is set aside: {failed[unit]}")
                     continue
+                left.discard(unit)
                 reports.append(report)
                 log.write(json.dumps(report) + "\n")
                 log.flush()
-                made += report["runs"]
-                bar.update(made, rate(made - before, time.monotonic() - begun, "run"))
         return reports, failed
+
+
+@contextlib.contextmanager
+def _bar(zoo: Zoo, left: set[int]) -> Iterator[None]:
+    """While the block runs, a bar of the runs of all units but those left, and of what is done of these."""
+    under_way, started = UnderWay.of_zoo(zoo.path), time.monotonic()
+    runs_of = {unit: len(zoo.header.run_ids(unit)) for unit in range(zoo.header.num_units)}
+
+    def done() -> float:
+        shares = under_way.shares()
+        return sum(shares.get(unit, 0.0) * runs if unit in left else runs for unit, runs in runs_of.items())
+
+    before = sum(runs for unit, runs in runs_of.items() if unit not in left)
+
+    def update(bar: ProgressBar) -> None:
+        now = done()
+        bar.update(now, rate(now - before, time.monotonic() - started, "run"))
+
+    bar = ProgressBar("zoo", zoo.header.num_runs, "runs")
+    with under_way.kept(), followed(bar, update, every_s=EVERY_S):
+        update(bar)
+        yield
+        update(bar)
 
 
 def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str, Any]:
@@ -340,6 +210,32 @@ def _metrics(zoo: Zoo, reports: list[dict[str, Any]], wall_s: float) -> dict[str
     }
 
 
+def lost_runs(zoo: Zoo, metrics: Mapping[str, Any]) -> str:
+    """How many runs something broke for, what it was and what helps; empty where nothing did.
+
+    Runs that diverged by themselves, some of many, belong to a zoo of many recipes.
+    """
+    struck = [each for each in logged(zoo) if each.get("fault") and each["diverged"]]
+    anew = "then make the zoo anew in another --out"
+    if struck:
+        causes = list(dict.fromkeys(each["fault"] for each in struck))
+        more = f" and {len(causes) - 1} other causes, see {zoo.path / LOG}" if len(causes) > 1 else ""
+        num_lost = sum(each["diverged"] for each in struck)
+        lost = f"{num_lost} of {metrics['runs']} runs were lost: {causes[0]}{more}"
+        return f"{lost}; mend the environment, {anew}"
+    if all_lost(metrics):
+        return (
+            f"all {metrics['runs']} runs were lost: their parameters or metrics are not finite; lower --lr "
+            f"or mend the task, {anew}"
+        )
+    return ""
+
+
+def all_lost(metrics: Mapping[str, Any]) -> bool:
+    """Whether a zoo has runs, and none of them finished."""
+    return 0 < metrics["runs"] == metrics["diverged_runs"]
+
+
 def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
@@ -356,10 +252,15 @@ def _reason(error: RayError) -> str:
 
 
 def _run(config: FactoryConfig) -> Outcome:
-    made = CheckpointFactory(config).fit()
+    try:
+        made = CheckpointFactory(config).fit()
+    except KeyboardInterrupt:
+        if (config.out / HEADER).exists() and Zoo.open(config.out).finished_units():
+            raise
+        raise KeyboardInterrupt("nothing is saved yet; the same command begins again") from None
     if made.error:
         say(made.error, label="incomplete", style="red")
-    return made.metrics | {"error": made.error}, made.path, 1 if made.error else 0
+    return made.metrics | {"error": made.error}, made.path, int(bool(made.error) or all_lost(made.metrics))
 
 
 COMMAND = Command(
@@ -368,5 +269,7 @@ COMMAND = Command(
     presets=PRESETS,
     check=check,
     examples="theta make --preset digits --out runs/zoo\n"
-    "theta make --preset mnist --data-root data --out runs/zoo-mnist --address auto",
+    "theta make --preset mnist --data-root data --out runs/zoo-mnist --address auto\n"
+    "theta make --preset cartpole --out runs/zoo-cartpole\n"
+    "theta make --preset gym --env MountainCar-v0 --out runs/zoo-car",
 )

@@ -19,6 +19,7 @@ from ckpt_factory.verify import discard_damaged
 
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .tasks import know_policies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,10 @@ def import_zoo(config: ImportConfig) -> dict[str, Any]:
 
 
 def _task(config: ImportConfig) -> Task | None:
-    return make(config.task, data_root=config.data_root) if config.task is not None else None
+    if config.task is None:
+        return None
+    know_policies(config.task)
+    return make(config.task, data_root=config.data_root)
 
 
 def _run(config: ImportConfig) -> Outcome:

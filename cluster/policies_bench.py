@@ -10,7 +10,7 @@ from rl_tasks.curves import facts, learning_curves
 from rl_tasks.plots import curves_picture
 from rl_tasks.tasks import PolicyTask
 
-from .factory import PRESETS
+from .factory_config import PRESETS
 from .progress import say
 from .tables import print_table
 

@@ -35,7 +35,14 @@ class Setting:
     """Constants that observations are multiplied with; none: they are taken as they are."""
 
     def make_env(self) -> StackedEnv:
-        return make_stacked(self.env_id, self.max_steps)
+        env = make_stacked(self.env_id, self.max_steps)
+        env.faults = self.faults
+        return env
+
+    @cached_property
+    def faults(self) -> list[str]:
+        """The first fault of all environments that were made here, until somebody clears it."""
+        return []
 
     @cached_property
     def env(self) -> StackedEnv:

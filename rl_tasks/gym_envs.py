@@ -28,8 +28,10 @@ def find_spec(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever somebody's module raises
+            file = f"{module.replace('.', '/')}.py"
             raise ValueError(
-                f"environment {env_id!r}: cannot import module {module!r} ({_short(error)}); is it installed?"
+                f"environment {env_id!r}: cannot import module {module!r} ({_short(error)}); is it "
+                f"installed, or {file} in the current folder or on PYTHONPATH?"
             ) from None
     if name not in gymnasium.registry:
         close = difflib.get_close_matches(name, gymnasium.registry, n=1)
@@ -72,7 +74,7 @@ class GymCopies(StackedEnv):
         if limit is None:
             self.notes = (
                 f"environment {env_id!r} sets no step limit: its episodes are cut after {STEP_LIMIT:,} steps "
-                "(max_steps sets another limit)",
+                "(--options max_steps 200 sets another limit)",
             )
         self.max_steps = limit or STEP_LIMIT
         self._envs: list[gymnasium.Env] = []
@@ -122,7 +124,8 @@ class GymCopies(StackedEnv):
                 self._break(i, error)
         obs, reward = _float32(obs), _float32(reward)
         finite = np.isfinite(obs).all(axis=1) & np.isfinite(reward)
-        self._break_all(running & ~self.broken & ~finite, "its observation or reward is NaN or infinite")
+        why = "its observation or reward is NaN or infinite"
+        self._break_all(running & ~self.broken & ~finite, why, its_own=True)
         obs[self.broken], reward[self.broken], terminated[self.broken] = 0, np.nan, True
         self._steps += 1
         truncated |= self._steps >= self.max_steps
@@ -159,12 +162,14 @@ class GymCopies(StackedEnv):
         except Exception as error:  # a missing dependency, or whatever its constructor raises
             raise ValueError(f"environment {self.env_id!r} cannot be made: {_short(error)}") from None
 
-    def _break_all(self, which: Bool[np.ndarray, " N"], why: str) -> None:
+    def _break_all(self, which: Bool[np.ndarray, " N"], why: str, *, its_own: bool = False) -> None:
         for i in np.flatnonzero(which).tolist():
-            self._break(i, FloatingPointError(why))
+            self._break(i, FloatingPointError(why), its_own=its_own)
 
-    def _break(self, i: int, error: Exception) -> None:
+    def _break(self, i: int, error: Exception, *, its_own: bool = True) -> None:
         self.broken[i] = self._ended[i] = True
+        if its_own and self.faults is not None and not self.faults:  # the first is enough
+            self.faults.append(_short(error))
         self.why_broken = self.why_broken or _short(error)
         with contextlib.suppress(Exception):  # it is broken: whatever it holds, nothing more can be done
             self._envs[i].close()

@@ -53,6 +53,8 @@ class StackedEnv(ABC):
     """Copies that raised or gave NaN or infinity: they report terminated, reward NaN and zeros as obs."""
     why_broken: str = ""
     """What befell the first of them."""
+    faults: list[str] | None = None
+    """Where the first fault of the environment's own is noted, in one line; an action of NaN is none."""
 
     @abstractmethod
     def reset(self, seeds: Int64[np.ndarray, " N"]) -> Float32[np.ndarray, "N O"]:

@@ -80,6 +80,12 @@ class PolicyTask(Task):
         """Steps of the environment that a run has seen when its optimizer has made `step` steps."""
         return self.algorithm.env_steps(self.setting, step, batch_size)
 
+    def fault(self) -> str:
+        faults = self.setting.faults
+        found = f"{faults[0]} (environment {self.setting.env_id})" if faults else ""
+        faults.clear()
+        return found
+
     def loss(self, theta: Float[Tensor, "K D"], batch: Any) -> Float[Tensor, " K"]:
         return self.algorithm.loss(self.setting, theta, batch)
 
@@ -226,8 +232,8 @@ def policy_task(
     return PolicyTask(setting, chosen, episodes=episodes)
 
 
-register("cartpole-v0", partial(policy_task, env="CartPole-v1"))
-register("acrobot-v0", partial(policy_task, env="Acrobot-v1"))
-register("mountaincar-continuous-v0", partial(policy_task, env="MountainCarContinuous-v0"))
-register("pendulum-v0", partial(policy_task, env="Pendulum-v1"))
-register("gym-v0", policy_task)
+register("rl_tasks:cartpole-v0", partial(policy_task, env="CartPole-v1"))
+register("rl_tasks:acrobot-v0", partial(policy_task, env="Acrobot-v1"))
+register("rl_tasks:mountaincar-continuous-v0", partial(policy_task, env="MountainCarContinuous-v0"))
+register("rl_tasks:pendulum-v0", partial(policy_task, env="Pendulum-v1"))
+register("rl_tasks:gym-v0", policy_task)

@@ -173,6 +173,11 @@ class Task(ABC):
         """
         return {}
 
+    def fault(self) -> str:
+        """What broke in what its runs learn from or are measured by, in one line, since this was last asked;
+        runs that it has cost have diverged. Empty: nothing did."""
+        return ""
+
     def metrics_of(self, theta: Float[Tensor, "K D"]) -> dict[str, Float[Tensor, " K"]]:
         """Validation and test metrics under the names that the zoo's columns have: "validation_loss", ..."""
         return {

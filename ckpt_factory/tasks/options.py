@@ -14,6 +14,17 @@ READABLE = ":/,+"
 KINDS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
+class MissingOptionError(ValueError):
+    """A task was asked for without an option that it has to be given."""
+
+    def __init__(self, task: str, option: str):
+        super().__init__(f"task {task!r} needs option {option}: '{task}?{option}=...'")
+        self.task, self.option = task, option
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.task, self.option)
+
+
 def split(id: str) -> tuple[str, dict[str, str]]:
     """ "name?b=2&a=1" -> ("name", {"b": "2", "a": "1"}).
 
@@ -42,8 +53,8 @@ def convert(name: str, entry_point: Callable[..., Any], given: Mapping[str, obje
     """Options as the entry point's keyword-only parameters want them: int, float, bool, str or Literal.
 
     Raises:
-        ValueError: one line: an option that there is not (with a suggestion), a value that is none, or an
-            option that has to be given.
+        MissingOptionError: an option that has to be given is not.
+        ValueError: one line: an option that there is not (with a suggestion), or a value that is none.
     """
     known = _parameters(entry_point)
     for key in given:
@@ -56,7 +67,7 @@ def convert(name: str, entry_point: Callable[..., Any], given: Mapping[str, obje
             )
     missing = [key for key, each in known.items() if each.default is each.empty and key not in given]
     if missing:
-        raise ValueError(f"task {name!r} needs option {missing[0]}: '{name}?{missing[0]}=...'")
+        raise MissingOptionError(name, missing[0])
     return {
         key: _value(f"option {key} of task {name!r}", _text(value), _choices(known[key].annotation))
         for key, value in given.items()

@@ -37,7 +37,12 @@ NO_TASK = "imported"
 def register(
     id: str, entry_point: Callable[..., Task], load: Callable[[Path | None], Any] | None = None
 ) -> None:
-    """Make a task known under `id`. Do it at import of the module that the id names ("module:name-v0")."""
+    """Make a task known under `id`. Do it at import of the module that the id names ("module:name-v0").
+
+    Args:
+        id: "name-v0", found under the name of any module that registers it; or with the module's, as lists
+            of known tasks then show it.
+    """
     registry[id] = TaskSpec(id=id, entry_point=entry_point, load=load)
 
 
@@ -64,8 +69,10 @@ def spec(id: str) -> TaskSpec:
             ) from None
     found = registry.get(id) or registry.get(name)
     if found is None:
-        close = difflib.get_close_matches(name, [each.rpartition(":")[2] for each in registry], 1, cutoff=0.4)
-        hint = f"Did you mean {f'{module}{colon}{close[0]}'!r}? " if close else ""
+        full = {each.rpartition(":")[2]: each for each in registry}
+        close = [full[each] for each in difflib.get_close_matches(name, full, 1, cutoff=0.4)]
+        meant = [each if ":" in each else module + colon + each for each in close]
+        hint = f"Did you mean {meant[0]!r}? " if meant else ""
         own = "" if colon else f"; one of your own is 'MODULE:{id}', by the file MODULE.py that registers it"
         raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}{own}")
     options.convert(id, found.entry_point, given)

@@ -51,6 +51,11 @@ def test_a_task_of_ones_own_is_suggested_with_its_module(monkeypatch: pytest.Mon
     monkeypatch.setitem(registry, "wine-v0", registry["quadratic-v0"])
     with pytest.raises(ValueError, match=r"Did you mean 'tests.ckpt_factory.option_tasks:wine-v0'\?"):
         spec("tests.ckpt_factory.option_tasks:wines")
+    monkeypatch.setitem(registry, "cellar:cider-v0", registry["quadratic-v0"])
+    for id in ("cider-v0", "elsewhere_registered:cidr", "tests.ckpt_factory.option_tasks:cidre-v0"):
+        monkeypatch.setitem(sys.modules, "elsewhere_registered", sys)
+        with pytest.raises(ValueError, match=r"Did you mean 'cellar:cider-v0'\?.* cellar:cider-v0,"):
+            spec(id)
     monkeypatch.delitem(registry, "wine-v0")
     with pytest.raises(ValueError, match="one of your own is 'MODULE:wine-v0'"):
         spec("wine-v0")

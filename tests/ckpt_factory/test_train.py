@@ -196,3 +196,18 @@ def test_training_goes_on_from_given_networks(digits: MLPClassifier) -> None:
     assert torch.equal(further.theta[:, 0], first.theta[:, -1])
     assert not torch.equal(further.theta[:, -1], first.theta[:, -1])
     assert (further.metrics["validation_loss"][:, -1] < first.metrics["validation_loss"][:, 0]).all()
+
+
+@pytest.mark.parametrize("spacing", ["log", "metric"])
+def test_progress_is_told_up_to_the_end_and_changes_nothing(digits: MLPClassifier, spacing: str) -> None:
+    plan = replace(PLAN, spacing=spacing, optimizer=("sgd", "lion"), block_size=2)
+    told: list[float] = []
+    rows, silent = (
+        train_stack(digits, plan, runs_of(plan, 4), progress=each) for each in (told.append, None)
+    )
+    assert len(told) > 2 * PLAN.num_steps
+    assert told == sorted(told)
+    assert told[0] < 0.01
+    assert told[-1] == 1
+    assert rows.theta.equal(silent.theta)
+    assert all(values.equal(silent.metrics[name]) for name, values in rows.metrics.items())

@@ -54,6 +54,14 @@ class Diverges(Quadratic):
         return theta
 
 
+class Struck(Diverges):
+    """Says why that was."""
+
+    def fault(self) -> str:
+        return "OSError: lightning"
+
+
+register("struck-v0", Struck)
 register("raises-v0", Raises)
 register("kills-v0", Kills)
 register("kills-once-v0", KillsOnce)

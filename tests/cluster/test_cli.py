@@ -17,7 +17,7 @@ import torch
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import HEADER, Zoo
 from cluster.cli import VERBS, _parse, command_of, run
-from cluster.factory import FactoryConfig
+from cluster.factory_config import FactoryConfig
 from generator.artefact import CONFIG, WeightGenerator
 from generator.starts import STARTS
 
@@ -140,6 +140,22 @@ def test_options_that_the_task_does_not_know_are_refused_before_anything_is_writ
     assert not (tmp_path / "zoo").exists()
 
 
+def test_policies_are_suggested_in_full_and_an_environment_is_asked_for(
+    refused: Refused, tmp_path: Path
+) -> None:
+    for given, meant in (("acrobot-v0", "acrobot-v0"), ("rl_tasks:cartpol-v0", "cartpole-v0")):
+        line = refused("make", "--task", given, "--out", tmp_path / "zoo")
+        assert f"unknown task {given!r}. Did you mean 'rl_tasks:{meant}'?" in line
+        assert "rl_tasks:acrobot-v0, rl_tasks:cartpole-v0, rl_tasks:gym-v0, " in line
+    line = refused("make", "--preset", "gym", "--out", tmp_path / "zoo")
+    assert "needs option env: give --env CartPole-v1, or --env module:MyEnv-v0" in line
+    task = "tests.ckpt_factory.option_tasks:loaded-v0"
+    assert "needs option times: give --options times VALUE" in refused(
+        "make", "--task", task, "--out", tmp_path / "zoo"
+    )
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_policies_on_a_gpu_are_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:
     line = refused("make", "--preset", "cartpole", "--use-gpu", "--out", tmp_path / "zoo")
     assert "trains on CPUs alone" in line
@@ -155,6 +171,9 @@ def test_ranges_are_called_that_and_tasks_are_listed_in_the_help(capsys: pytest.
         assert f"--{flag} LOW HIGH" in text
     for name in ("digits-mlp-v0", "mnist-mlp-v0", "cifar-cnn-v0", "images-cnn-v0", "quadratic-v0"):
         assert name in text
+    for name in ("cartpole", "acrobot", "mountaincar-continuous", "pendulum", "gym"):
+        assert f"rl_tasks:{name}-v0" in text
+    assert "theta make --preset gym --env MountainCar-v0 --out runs/zoo-car" in text
 
 
 def test_a_task_with_options_goes_from_make_to_verify(ray_cluster: int, tmp_path: Path) -> None:

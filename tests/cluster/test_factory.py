@@ -15,7 +15,9 @@ import ray.data
 
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import Zoo
-from cluster.factory import CheckpointFactory, FactoryConfig, ZooResult
+from cluster.cli import run
+from cluster.factory import CheckpointFactory, ZooResult
+from cluster.factory_config import FactoryConfig
 
 from .broken_tasks import KILLED_ONCE
 from .processes import descendants, kill, wait_for, zoo_bytes
@@ -115,6 +117,31 @@ def test_diverged_runs_are_kept_and_flagged(ray_cluster: int, tmp_path: Path) ->
     runs = Zoo.open(tmp_path).read_runs()
     assert [i for i, s in enumerate(runs["status"].to_pylist()) if s == "diverged"] == [2, 6]
     assert result.metrics["checkpoints"] == 8 * 3
+
+
+def test_what_some_runs_were_lost_to_is_said_and_again_when_the_zoo_is_resumed(
+    ray_cluster: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(
+        BROKEN, num_runs=8, task="tests.cluster.broken_tasks:struck-v0", out=tmp_path
+    )
+    for _ in range(2):
+        assert CheckpointFactory(config, num_actors=1).fit().error is None
+        said = " ".join(capsys.readouterr().err.split())
+        assert "warning: 2 of 8 runs were lost: OSError: lightning; mend the environment, then make" in said
+
+
+def test_a_zoo_whose_runs_are_all_lost_is_kept_and_told_by_the_exit_status(
+    ray_cluster: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = "tests.rl_tasks.own_envs:Faulty-raise-v0"
+    sizes = "--num-runs 4 --stack-size 2 --num-steps 3 --num-checkpoints 3"
+    status = run(["make", "--preset", "gym", "--env", env, "--out", str(tmp_path), *sizes.split()])
+    said = " ".join(capsys.readouterr().err.split())
+    why = f"RuntimeError: the robot fell off the table (environment {env})"
+    assert f"warning: 4 of 4 runs were lost: {why}; mend the environment" in said
+    assert status == 1
+    assert Zoo.open(tmp_path).finished_units() == [0, 1]
 
 
 def test_zoo_of_other_settings_is_refused_and_left_as_it_is(ray_cluster: int, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import Zoo
-from cluster.factory import CheckpointFactory, smoke
+from cluster.factory import CheckpointFactory
+from cluster.factory_config import smoke
 from cluster.train import LOG, read_log
+from cluster.under_way import UnderWay
 from generator.artefact import MODEL
 
 from ..conftest import theta_environment
@@ -91,3 +94,14 @@ def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
     assert after[-1] == 240
     resumed, whole = (safetensors.torch.load_file(out / MODEL) for out in (tmp_path, trained))
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(tmp_path: Path) -> None:
+    process = theta(MAKE.replace("--num-steps 400", "--num-steps 1000000"), "--out", tmp_path)
+    wait_for(lambda: UnderWay.of_zoo(tmp_path).shares(), 120, "no stack under way")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "theta make: interrupted; nothing is saved yet; the same command begins again" in output
+    assert not UnderWay.of_zoo(tmp_path).folder.exists()
+    assert Zoo.open(tmp_path).finished_units() == []

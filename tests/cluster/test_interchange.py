@@ -11,7 +11,8 @@ from ckpt_factory import RunPlan, Task
 from ckpt_factory.verify import merge, verify_unit
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
-from cluster.factory import CheckpointFactory, FactoryConfig
+from cluster.factory import CheckpointFactory
+from cluster.factory_config import FactoryConfig
 from tests.disks import grow, small_disk
 from tests.published import supervised_run, write_run
 

@@ -9,7 +9,8 @@ import torch
 
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import Zoo
-from cluster.factory import CheckpointFactory, FactoryConfig
+from cluster.factory import CheckpointFactory
+from cluster.factory_config import FactoryConfig
 
 from ..ckpt_factory.test_own_task import own_task_example
 from ..conftest import theta_environment

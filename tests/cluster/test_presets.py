@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.factory import PRESETS, check, diverse
+from cluster.factory import check
+from cluster.factory_config import PRESETS, diverse
 
 
 def test_held_out_runs_of_the_diverse_preset_have_every_optimizer_and_batch_size() -> None:

@@ -15,7 +15,8 @@ import ray
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.factory import CheckpointFactory, FactoryConfig
+from cluster.factory import CheckpointFactory
+from cluster.factory_config import FactoryConfig
 from cluster.runtime import LOOPBACK_ONLY, RayConfig, ray_session
 from cluster.train_config import GeneratorConfig
 

@@ -7,7 +7,7 @@ import torch
 
 from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.zoo import Zoo
-from cluster.factory import diverse
+from cluster.factory_config import diverse
 from generator.recipe import better, middle_recipe, or_worst, shortened, steps_per_epoch, train_from
 
 

@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from ckpt_factory import RunPlan, make, train_stack
 from ckpt_factory.tasks.base import seeded
-from cluster.factory import mountaincar_continuous
+from cluster.factory_config import mountaincar_continuous
 from rl_tasks.evaluate import Episodes, play_episodes
 from rl_tasks.evolution import centred_ranks
 from rl_tasks.seeds import mix

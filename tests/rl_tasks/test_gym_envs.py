@@ -146,6 +146,7 @@ def test_without_a_limit_of_its_own_episodes_are_cut_and_a_note_says_so() -> Non
     assert env.max_steps == 1000
     assert len(env.notes) == 1
     assert "sets no step limit: its episodes are cut after 1,000 steps" in env.notes[0]
+    assert "--options max_steps 200 sets another limit" in env.notes[0]
     assert make_stacked(f"{OWN}:Counting-v0", max_steps=3).notes == ()
     assert make_stacked("CartPole-v1").notes == ()
 
@@ -173,6 +174,10 @@ def test_the_limit_of_stacked_dynamics_can_be_set() -> None:
         ("cartpole", r"unknown environment 'cartpole'. Did you mean 'CartPole-v1'\?"),
         ("xyzzy", r"unknown environment 'xyzzy'. One that a module of your own registers is named"),
         ("no_such_module:A-v0", r"cannot import module 'no_such_module' \(ModuleNotFoundError"),
+        (
+            "no_such.part:A-v0",
+            r"; is it installed, or no_such/part.py in the current folder or on PYTHONPATH",
+        ),
         (f"{OWN}:Countin-v0", rf"unknown environment .* Did you mean '{OWN}:Counting-v0'\?"),
         ("Blackjack-v1", r"observations Tuple\(Discrete\(32\).*; supported are Box and Discrete"),
         (f"{OWN}:DictObserved-v0", r"has observations Dict\(.*; supported are Box and Discrete"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, make, train_stack
 from ckpt_factory.tasks.base import Variation, seeded
-from cluster.factory import cartpole
+from cluster.factory_config import cartpole
 from rl_tasks.heads import PolicyBatch
 from rl_tasks.ppo import PPO, PPOLearner
 from rl_tasks.rollout import Copies

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,3 +157,23 @@ def test_every_hyper_parameter_has_a_range_that_its_default_is_in(options: str) 
     algorithm = policies(f"cartpole-v0{options}").algorithm
     assert set(algorithm.ranges) == set(algorithm.hyper)
     algorithm.check_hyper({name: [value] for name, value in algorithm.hyper.items()})
+
+
+@pytest.mark.parametrize("options", ["algorithm=ppo&rollout=8&copies=4", "algorithm=es&trials=2"])
+def test_what_broke_in_an_environment_is_told_once(options: str) -> None:
+    task = policies(f"gym-v0?env=tests.rl_tasks.own_envs:Faulty-raise-v0&max_steps=6&{options}")
+    plan = RunPlan(num_steps=2, batch_size=(8,), optimizer=("adamw",), num_checkpoints=2)
+    assert task.fault() == ""
+    assert not train_stack(task, plan, plan.runs(range(2))).finite().any()
+    why = "RuntimeError: the robot fell off the table (environment tests.rl_tasks.own_envs:Faulty-raise-v0)"
+    assert task.fault() == why
+    assert task.fault() == ""
+
+
+def test_a_policy_of_nan_is_no_fault_of_its_environment() -> None:
+    task = policies("gym-v0?env=tests.rl_tasks.own_envs:Recording-v0&max_steps=6")
+    env = task.setting.make_env()
+    env.reset(np.arange(2))
+    env.step(np.full((2, 2), np.nan))
+    assert env.broken.all()
+    assert task.fault() == ""
