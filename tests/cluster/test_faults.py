@@ -98,9 +98,12 @@ def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
 
 def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(tmp_path: Path) -> None:
     process = theta(MAKE.replace("--num-steps 400", "--num-steps 1000000"), "--out", tmp_path)
-    wait_for(lambda: UnderWay.of_zoo(tmp_path).shares(), 120, "no stack under way")
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    try:
+        wait_for(lambda: UnderWay.of_zoo(tmp_path).shares(), 240, "no stack under way")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()  # a stack of a million steps
     assert process.returncode == 130, output
     assert "theta make: interrupted; nothing is saved yet; the same command begins again" in output
     assert not UnderWay.of_zoo(tmp_path).folder.exists()
