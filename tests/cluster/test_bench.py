@@ -178,7 +178,7 @@ def test_training_steps_are_measured_and_printed(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert f"0.1M {result['0.1M auto']}, auto" in shown
-    assert result["models"]["0.1M"]["parameters"] == 90_354
+    assert result["models"]["0.1M"]["parameters"] == 88_608
     assert set(result["steps"]) == {"0.1M float32", "0.1M bfloat16"}
     assert [len(result["samples"][f"0.1M {p} step_s"]) for p in ("float32", "bfloat16")] == [2, 2]
     for each in result["steps"].values():
