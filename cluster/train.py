@@ -218,7 +218,8 @@ def fit(
     if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
         check_resources(config)
         generator = prepare(config, zoo)
-        behaviour_in(config.training, generator, config.data_root)
+        if config.training.behaviour:  # left to its default it takes what there is and refuses nothing
+            behaviour_in(config.training, generator, config.data_root)
         limit = generator.origin.num_training_runs
         partition(zoo, limit, num_workers=config.num_workers, seed=config.training.seed)
     config = _claim(config, zoo)
@@ -241,7 +242,17 @@ def fit(
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
     generator.model.load_state_dict(state["ema"])
-    if (steps := int(state["step"])) < 2 * config.training.warmup_steps:
+    generator = _completed(config, zoo, generator, int(state["step"]))
+    metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
+    metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
+    generator.save(config.out, training=metrics, card=model_card(generator, metrics))
+    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
+    return metrics
+
+
+def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, steps: int) -> WeightGenerator:
+    """A generator after its training, with what is measured of it then: moments, calibration."""
+    if steps < 2 * config.training.warmup_steps:
         say(
             f"only {steps} steps were made, and {config.training.warmup_steps} are for warming up: the "
             "generator has hardly learned anything; give it more time",
@@ -257,11 +268,7 @@ def fit(
         if found is not None:
             low, high = (float(found.got[i]) for i in (0, -1))
             say(f"networks get {low:.4g} to {high:.4g} of it, by updates {found.stretch:g} times as long")
-    metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
-    metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
-    generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
-    return metrics
+    return generator
 
 
 def _metrics(

@@ -247,18 +247,32 @@ def train(
         meter.waited_s += time.monotonic() - asked
         pairs = _without_some_prompts(pairs, model.config.prompt_dropout, training.rng)
         t = model.times.training(len(pairs.prompt), rng=training.rng)
-        scale = error_scale(model.config.prediction, model.times.path, config.weighting, t.to(device))
         with autocast:
             found = errors(wrapped, pairs, t, scaling, training.rng)
-        loss = (found * scale.unsqueeze(1)).square().mean()
-        meter.losses.append(loss.detach())
-        if behaviour is not None:
-            made = pairs.target + scaling.unscale_update(found)
-            apart = behaviour.divergence(made, pairs.target, rng=training.rng).mean()
-            meter.divergences.append(apart.detach())
-            loss = loss + behaviour.weight * apart
-        training.update(loss, progress)
+        training.update(_loss(training, pairs, t, found, scaling, behaviour, meter), progress)
         meter.pairs += config.batch_size
+
+
+def _loss(
+    training: Training,
+    pairs: Pairs,
+    t: Float[Tensor, " B"],
+    found: Float[Tensor, "B Z"],
+    scaling: Scaling,
+    behaviour: Behaviour | None,
+    meter: Meter,
+) -> Tensor:
+    """What errors at the times t are to be made small by; the meter is told its parts."""
+    config, path = training.config, training.model.times.path
+    scale = error_scale(config.model.prediction, path, config.weighting, t.to(found.device))
+    loss = (found * scale.unsqueeze(1)).square().mean()
+    meter.losses.append(loss.detach())
+    if behaviour is None:
+        return loss
+    made = pairs.target + scaling.unscale_update(found)
+    apart = behaviour.divergence(made, pairs.target, rng=training.rng).mean()
+    meter.divergences.append(apart.detach())
+    return loss + behaviour.weight * apart
 
 
 def _make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

@@ -156,15 +156,20 @@ class Task(ABC):
     ) -> Float[Tensor, " K"]:
         """How far each network's answers are from those of its goal; differentiable in theta.
 
-        The mean Kullback-Leibler divergence from the goal's probabilities of classes, in nats; a task whose
-        answers are no logits of classes measures what fits.
-
         Raises:
             ValueError: the task has no examples.
         """
         with torch.no_grad():
             wanted = self.outputs(goal, x)
-        return kl_divergence(self.outputs(theta, x), wanted)
+        return self.apart(self.outputs(theta, x), wanted)
+
+    def apart(
+        self, outputs: Float[Tensor, "K B *output"], goal: Float[Tensor, "K B *output"]
+    ) -> Float[Tensor, " K"]:
+        """How far answers are from others: the mean Kullback-Leibler divergence from the goal's probabilities
+        of classes, in nats. A task whose answers are no logits of classes measures what fits.
+        """
+        return kl_divergence(outputs, goal)
 
     def input_moments(self) -> dict[str, tuple[Float[Tensor, " I"], Float[Tensor, "I I"]]]:
         """Mean and covariance of what each named layer's weight multiplies, over the training split.

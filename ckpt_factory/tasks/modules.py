@@ -152,15 +152,9 @@ class ModuleTask(Task):
     def outputs(self, theta: Float[Tensor, "K D"], x: Tensor) -> Tensor:
         return stacked_outputs(self.net, self.spec.unflatten(theta), x, looped=self._looped(theta.device))
 
-    def divergence(
-        self, theta: Float[Tensor, "K D"], goal: Float[Tensor, "K D"], x: Tensor
-    ) -> Float[Tensor, " K"]:
+    def apart(self, outputs: Tensor, goal: Tensor) -> Float[Tensor, " K"]:
         """Of answers that are no logits of classes, the squared error as a share of their variance."""
-        if self.num_classes:
-            return super().divergence(theta, goal, x)
-        with torch.no_grad():
-            wanted = self.outputs(goal, x)
-        return relative_error(self.outputs(theta, x), wanted)
+        return super().apart(outputs, goal) if self.num_classes else relative_error(outputs, goal)
 
     def loss(self, theta: Float[Tensor, "K D"], batch: Batch) -> Float[Tensor, " K"]:
         return stacked_loss(self._loss, self.spec.unflatten(theta), *batch, looped=self._looped(theta.device))

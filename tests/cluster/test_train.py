@@ -54,7 +54,9 @@ def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path,
         train.fit(config(digits_zoo, trained, rank=0))
 
 
-def test_a_hole_is_left_out_of_all_that_is_learned_from(digits_zoo: Zoo, tmp_path: Path) -> None:
+def test_a_hole_is_left_out_of_all_that_is_learned_from(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path
+) -> None:
     hole = (1.0, 2.0)
     training = dataclasses.replace(TRAINING, steps=40)
     train.fit(config(digits_zoo, tmp_path, hole=hole, training=training))
