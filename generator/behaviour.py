@@ -1,6 +1,6 @@
 """Behaviour: predicted networks shall answer as those of the zoo do, not only be near them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -28,10 +28,6 @@ class Behaviour:
     weight: float = WEIGHT
     num_examples: int = 64
     """Training examples for all networks of a step."""
-    x: Float[Tensor, "N *input"] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "x", self.task.examples("train")[0])
 
     def divergence(
         self, z: Float[Tensor, "B Z"], goal: Float[Tensor, "B Z"], *, rng: torch.Generator
@@ -40,10 +36,10 @@ class Behaviour:
 
         What lies outside of the kept directions of a layer's inputs is left out of both networks.
         """
-        chosen = torch.randint(len(self.x), (self.num_examples,), generator=rng)
-        x = self.x[chosen].to(z.device)
+        chosen = torch.randint(self.task.num_examples("train"), (self.num_examples,), generator=rng)
+        x, _ = self.task.examples("train", chosen)
         return self.task.divergence(
-            self.coordinates.decode_update(z), self.coordinates.decode_update(goal), x
+            self.coordinates.decode_update(z), self.coordinates.decode_update(goal), x.to(z.device)
         )
 
 
@@ -61,10 +57,10 @@ def behaviour_of(
     if weight == 0:
         return None
     try:
-        made = Behaviour(task, coordinates, WEIGHT if weight is None else weight, num_examples)
-        task.outputs(task.init([seeded(0)]), made.x[:1])
+        x, _ = task.examples("train", torch.zeros(1, dtype=torch.long))
+        task.outputs(task.init([seeded(0)]), x)
     except ValueError as error:
         if weight is None:
             return None
         raise ValueError(f"behaviour is {weight:g}, but {error}; expected 0") from None
-    return made
+    return Behaviour(task, coordinates, WEIGHT if weight is None else weight, num_examples)

@@ -67,7 +67,7 @@ def steps_per_epoch(task: Task, batch_size: int) -> int:
         ValueError: the task has neither.
     """
     rollout = steps_per_rollout(task, batch_size)
-    return len(task.examples("train")[1]) // batch_size if rollout is None else rollout
+    return task.num_examples("train") // batch_size if rollout is None else rollout
 
 
 def or_worst(metric: Float[Tensor, "*any"], objective: str) -> Float[Tensor, "*any"]:

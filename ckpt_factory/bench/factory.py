@@ -215,7 +215,7 @@ def count_work(task: Task, recipe: Recipe) -> Work:
         cross_entropy(net(x), labels).backward()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         net(x)
-    images = sum(len(task.examples(split)[1]) for split in recipe.splits)
+    images = sum(task.num_examples(split) for split in recipe.splits)
     return Work(step=step.get_total_flops(), evaluation=forward.get_total_flops() * images // len(x))
 
 

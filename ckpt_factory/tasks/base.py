@@ -133,13 +133,26 @@ class Task(ABC):
         """
         raise ValueError(f"{self.id} gives no plain module of its networks")
 
-    def examples(self, split: str) -> tuple[Tensor, Int[Tensor, " N"]]:
-        """All inputs (N, ...) of a split as a float32 `module` takes them, and their labels.
+    def examples(
+        self, split: str, index: Int[Tensor, " N"] | None = None
+    ) -> tuple[Tensor, Int[Tensor, " N"]]:
+        """Inputs (N, ...) of a split as a float32 `module` takes them, and their labels.
+
+        Args:
+            index: of these examples; all of them by default.
 
         Raises:
             ValueError: the task has no labelled examples.
         """
         raise ValueError(f"{self.id} has no labelled examples")
+
+    def num_examples(self, split: str) -> int:
+        """How many labelled examples a split has.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        return len(self.examples(split)[1])
 
     def outputs(
         self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B *input"]

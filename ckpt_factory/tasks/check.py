@@ -81,10 +81,13 @@ def _check_metrics(task: Task, theta: Tensor, tolerance: float) -> None:
 def _check_outputs(task: Task, theta: Tensor, tolerance: float) -> None:
     """Answers to examples: invariance, stack against singles, their divergence from themselves."""
     try:
-        x = task.examples("train")[0][:8]
+        index = torch.arange(min(8, task.num_examples("train"))).flip(0)
+        (x, y), (whole, labels) = task.examples("train", index), task.examples("train")
         outputs = task.outputs(theta, x)
     except ValueError:
         return
+    _assert(torch.equal(y, labels[index]), "examples picks labels by index")
+    _close(x, whole[index], tolerance, "examples picked by index")
     _assert(outputs.shape[:2] == (len(theta), len(x)), f"outputs are (K, B, ...), got {tuple(outputs.shape)}")
     single = torch.cat([task.outputs(theta[k : k + 1], x) for k in range(len(theta))])
     _close(single, outputs, tolerance, "outputs of single runs")

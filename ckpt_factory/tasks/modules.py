@@ -146,8 +146,9 @@ class ModuleTask(Task):
     def module(self) -> nn.Module:
         return self.network()
 
-    def examples(self, split: str) -> tuple[Tensor, Tensor]:
-        return self.data[split]
+    def examples(self, split: str, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, y = self.data[split]
+        return (x, y) if index is None else (x[index], y[index])
 
     def outputs(self, theta: Float[Tensor, "K D"], x: Tensor) -> Tensor:
         return stacked_outputs(self.net, self.spec.unflatten(theta), x, looped=self._looped(theta.device))

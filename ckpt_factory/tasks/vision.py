@@ -111,9 +111,14 @@ class MLPClassifier(Task):
     def module(self) -> MLP:
         return MLP(self.sizes)
 
-    def examples(self, split: str) -> tuple[Tensor, Int[Tensor, " N"]]:
-        x, labels = self._whole(split, torch.device("cpu"))
-        return x.float(), labels
+    def examples(
+        self, split: str, index: Int[Tensor, " N"] | None = None
+    ) -> tuple[Tensor, Int[Tensor, " N"]]:
+        chosen = slice(None) if index is None else index
+        return self._normalise(self.images[split][chosen], torch.float32), self.labels[split][chosen]
+
+    def num_examples(self, split: str) -> int:
+        return len(self.labels[split])
 
     def outputs(self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B I"]) -> Float[Tensor, "K B C"]:
         return stacked.forward(self._params(theta), x.unsqueeze(0), torch.float32)[-1].transpose(1, 2)

@@ -40,8 +40,8 @@ class Convolutions(MLPClassifier):
     def module(self) -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 10))
 
-    def examples(self, split: str) -> tuple[Tensor, Tensor]:
-        x, labels = super().examples(split)
+    def examples(self, split: str, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, labels = super().examples(split, index)
         return x.view(-1, 1, 8, 8), labels
 
     def init(self, rngs: Sequence[torch.Generator]) -> Tensor:
