@@ -57,7 +57,14 @@ def mnist() -> FactoryConfig:
 
 def cifar() -> FactoryConfig:
     """1,000 runs of the published CIFAR-10 network, 1 epoch of batch 128, 10 checkpoints: over an hour."""
-    plan = RunPlan(num_steps=352, batch_size=(128,), group_size=5, num_checkpoints=10, precision="bfloat16")
+    plan = RunPlan(
+        num_steps=352,
+        batch_size=(128,),
+        group_size=5,
+        num_checkpoints=10,
+        spacing="uniform",  # of log-spaced steps most come before the loss has fallen by a tenth
+        precision="bfloat16",
+    )
     return FactoryConfig(task="cifar-cnn-v0", num_runs=1000, stack_size=5, plan=plan)
 
 

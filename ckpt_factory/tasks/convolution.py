@@ -20,10 +20,11 @@ from .loops import stacked_gradients, stacked_loss, stacked_outputs
 from .orders import labelled_batches, tailr_gamma
 from .registry import register
 
-EVALUATION_BLOCK = 128
+EVALUATION_BLOCK = 64
 """Images per forward pass when networks are evaluated. Measured, CPU ms per network and 2,000 images, median
-of 7 rounds, interleaved: blocks of 32 to 250 51, of 500 58, of 2,000 119; bfloat16 42 to 49, which is not
-worth its rounding of the metrics."""
+of 7 rounds, interleaved: blocks of 16 70, of 32 to 64 60 to 65, of 128 60 to 150, for their activations of
+4 MiB are memory that may be returned to the system and cleared by it each time. Bfloat16 has 46 to 57, which
+is not worth its rounding of the metrics."""
 MICRO_BATCH = 64
 """Images per forward and backward pass in float32. Measured, CPU ms per network and step of 128 images,
 median of 9 rounds, interleaved, on a core with AMX: whole batch 11.9, 64 11.1, 32 11.3, 16 13.2,
@@ -94,8 +95,12 @@ class ConvClassifier(Task):
     def module(self) -> ConvNet:
         return copy.deepcopy(self.net)
 
-    def examples(self, split: str) -> tuple[Tensor, Tensor]:
-        return self._normalise(self.images[split]), self.labels[split]
+    def examples(self, split: str, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        chosen = slice(None) if index is None else index
+        return self._normalise(self.images[split][chosen]), self.labels[split][chosen]
+
+    def num_examples(self, split: str) -> int:
+        return len(self.labels[split])
 
     def outputs(
         self, theta: Float[Tensor, "K D"], x: Float[Tensor, "B C H W"]
