@@ -16,6 +16,7 @@ from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.origin import Origin
 from generator.reading import reservoir_of
+from generator.rebasin import AlignedDistance, align
 from generator.train import TrainConfig, train
 from tests.conftest import unchecked, write_zoo
 
@@ -73,7 +74,7 @@ def trained(task: ModuleTask, config: DiTConfig, folder: Path) -> WeightGenerato
 
 
 @pytest.mark.parametrize("tokens", ["units", "canonical"])
-@pytest.mark.parametrize("network", [unchecked(Branches)])
+@pytest.mark.parametrize("network", [unchecked(Branches), biasless])
 def test_networks_of_any_shape_are_learned_and_updated(
     network: Callable[[], nn.Module], tokens: str, tmp_path: Path
 ) -> None:
@@ -86,3 +87,18 @@ def test_networks_of_any_shape_are_learned_and_updated(
     assert updated.isfinite().all()
     assert (updated - theta).abs().max() > 1e-4
     assert torch.equal(made.update(theta, metric, 0.9, rng=seeded(2)), updated)
+
+
+def test_units_whose_numbers_are_all_in_matrices_are_aligned() -> None:
+    task = task_of(biasless)
+    assert [layer.width for layer in Coordinates(task.spec, task.symmetry, {}).tokens.layers] == [6, 0, 3]
+    theta = torch.randn(4, task.spec.D, generator=seeded(0))
+    moved = task.symmetry.apply(theta, task.symmetry.random(4, rng=seeded(3)))
+    assert (moved - theta).norm(dim=1).min() > 1
+    assert torch.equal(align(task.spec, task.symmetry, theta, moved), theta)  # it only moves
+    distance = AlignedDistance(task.spec, task.symmetry)
+    assert distance.nearest(theta, moved).max() == 0
+    found, place = distance.nearest_groups(theta, moved, torch.arange(4))
+    assert found[:, 0].max() == 0
+    assert found[:, 1].min() > 1
+    assert place[:, 0].tolist() == [0, 1, 2, 3]
