@@ -144,7 +144,7 @@ class WeightGenerator:
         """One update of each network, prompted.
 
         Args:
-            theta: start networks.
+            theta: start networks, of any floating-point type; the updated ones are of the same.
             metric: the metric each of them has on the validation split; by name, {"loss": ..., "error": ...},
                 every one that is prompted, and others do not matter.
             prompt: the metric each updated network shall have, or one for all; by name any of `metrics`,
@@ -166,7 +166,7 @@ class WeightGenerator:
         """
         sampling = self.sampling.changed(steps, sampler, trajectory, guidance)
         times, more = self._plan(sampling)
-        starts, prompts = conditions(self.metrics, metric, prompt)  # (K, M)
+        starts, prompts = (each.float() for each in conditions(self.metrics, metric, prompt))  # (K, M)
         if theta.shape != (len(starts), self.coordinates.spec.D) or starts.ndim != 2:
             raise ValueError(
                 f"theta is {tuple(theta.shape)} and metric {tuple(starts.shape[:-1])}; expected "
@@ -180,7 +180,7 @@ class WeightGenerator:
         noises = [None] * len(thetas) if noise is None else noise.split(at_once)
         parts = zip(thetas, metrics, wishes, noises, strict=True)
         made = torch.cat([self._sampled(*part, sample, rng, sampling.guidance) for part in parts])
-        return made if stretch == 1 else torch.lerp(theta, made, stretch)
+        return (made if stretch == 1 else torch.lerp(theta.to(made), made, stretch)).to(theta)
 
     def denoiser(
         self,
@@ -215,7 +215,7 @@ class WeightGenerator:
         rng: torch.Generator,
         guidance: float,
     ) -> Tensor:
-        z = self.coordinates.encode(theta)
+        z = self.coordinates.encode(theta.float())
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
