@@ -166,7 +166,8 @@ class WeightGenerator:
         """
         sampling = self.sampling.changed(steps, sampler, trajectory, guidance)
         times, more = self._plan(sampling)
-        starts, prompts = (each.float() for each in conditions(self.metrics, metric, prompt))  # (K, M)
+        told = conditions(self.metrics, metric, prompt)
+        starts, prompts = (each.to(theta.device, torch.float32) for each in told)  # (K, M)
         if theta.shape != (len(starts), self.coordinates.spec.D) or starts.ndim != 2:
             raise ValueError(
                 f"theta is {tuple(theta.shape)} and metric {tuple(starts.shape[:-1])}; expected "
@@ -221,7 +222,7 @@ class WeightGenerator:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
         denoise = self.denoiser(z, metric, prompt, guidance)
-        noise = torch.randn(z.shape, generator=rng) if noise is None else noise
+        noise = torch.randn(z.shape, generator=rng, device=rng.device) if noise is None else noise
         u = sample(denoise, noise.to(z))
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came

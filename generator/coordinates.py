@@ -92,7 +92,9 @@ class Coordinates:
 
     def index(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> Int[Tensor, "K Z"]:
         """As `Symmetry.index`, of coordinates: permuting units is z.gather(1, index)."""
-        return self.order[self.reduced.index(perms)[:, self.order.argsort()]]
+        index = self.reduced.index(perms)
+        order = self.order.to(index.device)
+        return order[index[:, order.argsort()]]
 
     def encode(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, "K Z"]:
         params = self.spec.unflatten(theta)
