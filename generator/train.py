@@ -152,7 +152,7 @@ class Training:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "process_s": self.process_s,
-            "rng": _of_all_ranks(self.rng.get_state()),
+            "rng": _of_all_ranks(self.rng.get_state(), next(self.model.parameters()).device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -321,17 +321,23 @@ def _agree(training: Training, device: torch.device | str) -> tuple[float, float
     return max(shares), float(clocks[0])
 
 
-def _of_all_ranks(own: Tensor) -> list[Tensor]:
+def _of_all_ranks(own: Tensor, device: torch.device) -> list[Tensor]:
+    """On the CPU; gathered on the model's device, the one that the workers' backend is sure to know."""
     if not dist.is_initialized():
         return [own]
-    states = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(states, own)
-    return states
+    states = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(states, own.to(device))
+    return [state.cpu() for state in states]
 
 
 def faster_precision(width: int, device: torch.device | str = "cpu") -> Precision:
-    """Times a matrix product of the model's size in both precisions; bfloat16 must make up for its casts."""
-    x, weight = torch.randn(2048, width, device=device), torch.randn(width, 4 * width, device=device)
+    """On a CPU times a matrix product of the model's size in both: bfloat16 must make up for its casts. GPUs
+    that know bfloat16 are faster with it."""
+    kind = torch.device(device).type
+    if kind != "cpu":
+        known = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if known else "float32"
+    x, weight = torch.randn(2048, width), torch.randn(width, 4 * width)
 
     def seconds(dtype: torch.dtype) -> float:
         a, b, best = x.to(dtype), weight.to(dtype), float("inf")

@@ -11,7 +11,7 @@ from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig, WeightDiT
 from generator.pairs import Pairs
-from generator.train import OptimizerName, TrainConfig, Training, train
+from generator.train import OptimizerName, TrainConfig, Training, faster_precision, train
 
 CONFIG = TrainConfig(
     model=DiTConfig(width=16, depth=1, heads=2),
@@ -212,3 +212,11 @@ def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
 def test_impossible_configs_say_what_is_expected(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**fields)
+
+
+def test_off_the_cpu_the_precision_is_what_the_device_knows() -> None:
+    """Without a GPU nothing of it is asked for; a product of fake numbers says nothing of speed."""
+    known = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    assert faster_precision(8, "cuda") == ("bfloat16" if known else "float32")
+    assert faster_precision(8, "meta") == "float32"
+    assert faster_precision(8) in ("float32", "bfloat16")
