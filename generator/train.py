@@ -213,6 +213,9 @@ def train(
         state: what `report` was given, to go on from; training continues as if it had never stopped.
         wrap: for distributed training, module -> DistributedDataParallel.
         rank: of this worker; each draws pairs and noise of its own.
+
+    Raises:
+        ValueError: the training has diverged. Nothing of it is reported or saved.
     """
     training = Training(model.to(device), config, rank)
     if state is not None:
@@ -237,6 +240,7 @@ def train(
         if meter.losses and (save or step % config.report_every == 0):
             metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
             metrics |= {"train_s": training.elapsed_s, "process_s": training.process_s}
+            _check_finite(training, metrics["loss"], device)
             report(metrics, training.state_dict() if save else None)
             since = time.process_time()
             saved_s = agreed_s if save else saved_s
@@ -319,6 +323,23 @@ def _agree(training: Training, device: torch.device | str) -> tuple[float, float
         if budget is not None:
             shares.append(passed / budget)
     return max(shares), float(clocks[0])
+
+
+def _check_finite(training: Training, loss: float, device: torch.device | str) -> None:
+    """Refuse to go on from numbers that are none, in all workers at once; called before they are saved.
+
+    Raises:
+        ValueError: the mean loss of any worker since its last report, or a parameter, is not finite.
+    """
+    sound = all(bool(values.isfinite().all()) for values in training.ema.parameters())
+    losses = torch.tensor(loss if sound else math.nan, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(losses)  # what is not finite makes the sum so
+    if not losses.isfinite():
+        raise ValueError(
+            f"training diverged near step {training.step} (loss {float(losses):g}); lower --lr, which is "
+            f"{training.config.lr:g}"
+        )
 
 
 def _of_all_ranks(own: Tensor, device: torch.device) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """Training: the loss falls, and a training that was killed goes on as if it had not been."""
 
+import copy
 import io
+import math
 from typing import Any, get_args
 
 import pytest
@@ -220,3 +222,33 @@ def test_off_the_cpu_the_precision_is_what_the_device_knows() -> None:
     assert faster_precision(8, "cuda") == ("bfloat16" if known else "float32")
     assert faster_precision(8, "meta") == "float32"
     assert faster_precision(8) in ("float32", "bfloat16")
+
+
+def test_a_training_that_diverges_says_so_and_leaves_the_last_finite_state(problem: Problem) -> None:
+    config = TrainConfig(**vars(CONFIG) | {"lr": 1e18, "checkpoint_every": 1})
+    reports, states = [], []
+
+    def report(metrics: dict, state: dict | None) -> None:
+        reports.append(metrics)
+        states.append(copy.deepcopy(state))
+
+    with pytest.raises(ValueError, match=r"training diverged near step \d+ \(loss \w+\); lower --lr"):
+        train(problem.model(config), problem.draw, problem.scaling, config, report=report)
+    assert 0 < len(states) < 40
+    assert all(math.isfinite(entry["loss"]) for entry in reports)
+    assert all(v.isfinite().all() for part in ("model", "ema") for v in states[-1][part].values())
+
+
+def test_a_parameter_that_is_no_number_is_not_saved_before_a_loss_shows_it(problem: Problem) -> None:
+    """Its step's loss was of the parameters before."""
+    states = []
+
+    def draw(step: int, num: int, rng: torch.Generator) -> Pairs:
+        if step == 4:  # the last one before a checkpoint
+            next(model.parameters()).register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+        return problem.draw(step, num, rng)
+
+    config, model = TrainConfig(**vars(CONFIG) | {"checkpoint_every": 5}), problem.model(CONFIG)
+    with pytest.raises(ValueError, match=r"diverged near step 5 \(loss nan\)"):
+        train(model, draw, problem.scaling, config, report=lambda metrics, state: states.append(state))
+    assert states == []
