@@ -71,13 +71,17 @@ def _monotone(asked: Tensor, got: Tensor, stretch: float) -> Calibration | None:
 
 
 def _missed(found: Calibration, asked: Tensor, got: Tensor, prompts: Tensor) -> float:
-    """Mean squared distance of what the starts get to calibrated prompts, between asks interpolated."""
+    """Mean squared distance of what the starts get to calibrated prompts, between asks interpolated.
+
+    A broken network has missed by the whole range of prompts: a length of updates is no better for breaking
+    those that it would not serve.
+    """
     ask = found.ask(prompts)
     right = torch.searchsorted(asked, ask).clamp(1, len(asked) - 1)
     share = (ask - asked[right - 1]) / (asked[right] - asked[right - 1])
     achieved = torch.lerp(got[right - 1], got[right], share.unsqueeze(1))
     missed = (achieved - prompts.unsqueeze(1)).square()
-    return float(missed[missed.isfinite()].mean())
+    return float(missed.where(missed.isfinite(), (prompts.max() - prompts.min()).square()).mean())
 
 
 def _asks(generator: WeightGenerator, worst: float, num: int) -> Float[Tensor, " num"]:
