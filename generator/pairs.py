@@ -49,7 +49,16 @@ class Reservoir:
         return min(self.end - self.begin, self.capacity_runs)
 
     def push(self, runs: Runs) -> None:
-        """Add runs, at most `capacity_runs` at once, in the place of the oldest."""
+        """Add runs, at most `capacity_runs` at once, in the place of the oldest.
+
+        Raises:
+            ValueError: they have no two checkpoints.
+        """
+        if runs.metric.shape[1] < 2:
+            raise ValueError(
+                f"runs have {runs.metric.shape[1]} checkpoint each, and a pair is two of one run: there is "
+                "nothing to learn from; give a zoo with at least 2 checkpoints of every run"
+            )
         if self.begin == self.end:
             self._z = torch.empty(self.capacity_runs, *runs.z.shape[1:])
             self._metric = torch.empty(self.capacity_runs, *runs.metric.shape[1:])

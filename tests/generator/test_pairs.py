@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.pairs import DRAWS, Pairs, Reservoir, Runs, WindowFeed, sample_by_spacing
+from generator.pairs import DRAWS, Pairs, PairsName, Reservoir, Runs, WindowFeed, sample_by_spacing
 
 STEPS = 40
 
@@ -87,6 +87,14 @@ def test_nothing_to_draw_from_is_said() -> None:
         reservoir_of(labelled(0, 2, torch.full((2, STEPS), torch.nan))).sample(1, rng=rng_of(0))
     with pytest.raises(ValueError, match="at least one run"):
         Reservoir(0)
+
+
+@pytest.mark.parametrize("kind", list(DRAWS))
+def test_runs_of_one_checkpoint_are_no_pairs(kind: PairsName) -> None:
+    """And have not diverged; an imported zoo may hold nothing else."""
+    runs = labelled(0, 3)
+    with pytest.raises(ValueError, match="runs have 1 checkpoint each, and a pair is two of one run"):
+        DRAWS[kind](reservoir_of(Runs(runs.z[:, :1], runs.metric[:, :1])), 5, rng=rng_of(0))
 
 
 def test_the_window_holds_the_latest_runs() -> None:
