@@ -16,7 +16,7 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
-from .prompt import linear_prompts, prompt_networks
+from .prompt import linear_prompts, measured, prompt_networks
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -135,19 +135,22 @@ def prompt_grid(
     sampler: str | None = None,
     trajectory: str | None = None,
     guidance: float | None = None,
+    start: Mapping[str, Float[Tensor, " N"]] | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P), "networks_per_s": float}.
 
     Args:
         best: the best prompt; default the best validation metric of the training runs.
+        start: what `measured` says of the start networks, where that is known.
     """
-    start = task.evaluate(theta, "validation")[generator.metric]
+    start = measured(task, theta) if start is None else start
     best = generator.best_metric if best is None else best
-    prompts = linear_prompts(best, start, task.prompt_start, num_prompts)
+    worst = start[generator.column_of(generator.metric)]
+    prompts = linear_prompts(best, worst, task.prompt_start, num_prompts)
     sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory, "guidance": guidance}
     return {"prompts": prompts} | grid_of_prompts(
-        generator, task, theta, {generator.metric: prompts}, seed=seed, **sampled
+        generator, task, theta, {generator.metric: prompts}, seed=seed, start=start, **sampled
     )
 
 
@@ -162,10 +165,15 @@ def grid_of_prompts(
     sampler: str | None = None,
     trajectory: str | None = None,
     guidance: float | None = None,
+    start: Mapping[str, Float[Tensor, " N"]] | None = None,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt of some metrics, given by name: {"theta": (N, P, D),
     metric: (N, P), "networks_per_s": float}.
+
+    Args:
+        start: what `measured` says of the start networks, where that is known.
     """
+    start = measured(task, theta) if start is None else start
     columns = []
     for k in range(next(iter(prompts.values())).shape[1]):
         made = prompt_networks(
@@ -178,6 +186,7 @@ def grid_of_prompts(
             sampler=sampler,
             trajectory=trajectory,
             guidance=guidance,
+            start=start,
         )
         columns.append(made)
     names = columns[0].achieved[-1]
