@@ -45,12 +45,16 @@ def calibrate(
     low, high = generator.scaling.metric_range
     worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
     asked = _asks(generator, worst, num_asks)
-    made = [plain.update(theta, metric, ask, rng=rng) for ask in asked.tolist()]
+    of_asks = []
+    for ask in asked.tolist():  # one after the other: the networks of all asks may not fit into memory
+        made = plain.update(theta, metric, ask, rng=rng)
+        networks = (torch.lerp(theta, made, stretch) for stretch in STRETCHES)
+        of_asks.append(
+            torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
+        )
     prompts = torch.linspace(generator.best_metric, worst, 20)
     best, least = None, float("inf")
-    for stretch in STRETCHES:
-        networks = (torch.lerp(theta, each, stretch) for each in made)
-        got = torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
+    for stretch, got in zip(STRETCHES, torch.stack(of_asks, 1), strict=True):  # (asks, N)
         candidates = [_monotone(asked, got, stretch)]
         if stretch == 1 and candidates[0] is not None:
             candidates.append(Calibration(asked, asked))
