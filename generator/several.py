@@ -114,7 +114,8 @@ def _grids(
     start: Mapping[str, Float[Tensor, " N"]],
 ) -> list[dict[str, Any]]:
     return [
-        grid_of_prompts(generator, task, theta, prompts, seed=seed, start=start) for seed in range(num_seeds)
+        grid_of_prompts(generator, task, theta, prompts, seed=seed, start=start, networks=False)
+        for seed in range(num_seeds)
     ]
 
 
