@@ -119,6 +119,11 @@ class Scaling:
         views = (MetricView.fit(*each) for each in zip(metric.T, seen.T, objectives, strict=True))
         return cls(start_mean, start_scale, update_scale, tuple(views))
 
+    def to(self, device: torch.device | str) -> "Scaling":
+        """The same with its scales on a device, so that no use of them copies them there."""
+        names = ("start_mean", "start_scale", "update_scale")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
     @property
     def metric_range(self) -> tuple[float, float]:
         """Smallest and largest main metric of all training checkpoints."""

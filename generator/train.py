@@ -140,8 +140,10 @@ class Training:
             self.config.ema, self.step / (self.step + 9)
         )  # the average is short while the model is young
         with torch.no_grad():
-            for average, now in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(now, 1 - decay)
+            averages: list[Tensor] = [*self.ema.parameters()]
+            now: list[Tensor] = [*self.model.parameters()]
+            # one call for all of them, as in torch's own optimizers
+            torch._foreach_lerp_(averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, with the generators of all ranks: every rank calls this."""
@@ -221,6 +223,7 @@ def train(
     if state is not None:
         training.load_state_dict(state)
     wrapped = wrap(model).train()
+    scaling, behaviour = scaling.to(device), behaviour.to(device) if behaviour else None
     precision = config.precision
     if precision == "auto":
         precision = faster_precision(model.config.width, device)
@@ -292,7 +295,7 @@ def errors(
     """Predicted less true scaled updates, noised to the times t."""
     u0 = scaling.update(pairs.start, pairs.target)
     t = t.to(u0)
-    noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
+    noisy = add_noise(u0, t, rng=rng)
     metrics = scaling.condition(pairs.start_metric, pairs.prompt)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)
     return predicted.float() - u0

@@ -11,7 +11,10 @@ from ckpt_factory import Task
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
+from generator.artefact import WeightGenerator
+from generator.behaviour import Behaviour
 from generator.coordinates import Coordinates
+from generator.diffusion import add_noise
 from generator.dit import DiTConfig, TokensName
 
 from .conftest import fitted, randomise
@@ -30,6 +33,26 @@ def test_orders_of_units_stay_on_the_device(deep: MLPClassifier) -> None:
         index = coordinates.index(perms)
     assert index.shape == (3, coordinates.Z)
     assert index.device.type == "cuda"
+
+
+def test_noise_is_drawn_where_the_generator_is_and_added_on_the_device() -> None:
+    with FakeTensorMode():
+        x0, t = torch.zeros(3, 5, device="cuda"), torch.zeros(3, device="cuda")
+        assert add_noise(x0, t, rng=seeded(0)).device.type == "cuda"
+
+
+def test_scales_and_bases_are_moved_as_a_whole(digits: Task, untrained: WeightGenerator) -> None:
+    """So that a training does it once and not at every use."""
+    scaling, coordinates = untrained.scaling.to("meta"), untrained.coordinates.to("meta")
+    assert scaling.views == untrained.scaling.views
+    assert coordinates.layers.keys() == untrained.coordinates.layers.keys() > set()
+    tensors = [scaling.start_mean, scaling.start_scale, scaling.update_scale]
+    tensors += [each for layer in coordinates.layers.values() for each in vars(layer).values()]
+    assert {each.device.type for each in tensors} == {"meta"}
+    update = torch.zeros(2, coordinates.Z, device="meta")
+    assert coordinates.decode_update(scaling.unscale_update(update)).shape == (2, digits.spec.D)
+    moved = Behaviour(digits, untrained.coordinates).to("meta")
+    assert all(layer.basis.is_meta for layer in moved.coordinates.layers.values())
 
 
 @NEEDS_GPU
