@@ -66,7 +66,7 @@ class WeightGenerator:
         seed: int,
         reference: Float[Tensor, " Z"] | None = None,
     ) -> "WeightGenerator":
-        """A generator before training, which returns every start network as it is.
+        """A generator before training; if it predicts clean updates, networks come back as they are.
 
         Args:
             reference: any network in coordinates, kept where the layout of the config needs one.
