@@ -109,6 +109,8 @@ class TrainConfig:
 SYNC_EVERY = 10
 """Steps between agreements of all workers on how much of the training has passed."""
 
+Draw = Callable[[int, int, torch.Generator], Pairs]
+"""(step, number of pairs, rng) -> pairs."""
 Report = Callable[[dict[str, float | int], dict[str, Any] | None], None]
 """(metrics, the state if this is a checkpoint) -> None."""
 
@@ -192,7 +194,7 @@ class Meter:
 
 def train(
     model: Denoiser,
-    draw: Callable[[int, int, torch.Generator], Pairs],
+    draw: Draw,
     scaling: Scaling,
     config: TrainConfig,
     *,
@@ -209,7 +211,7 @@ def train(
     and of `behaviour` the weighted mean divergence of clean predictions.
 
     Args:
-        draw: (step, number of pairs, rng) -> pairs; what it gives must be a function of these alone.
+        draw: what it gives must be a function of what it is given alone.
         behaviour: what predicted networks answer, if that matters.
         report: called every `report_every` steps by every rank, with a state every `checkpoint_every`.
         state: what `report` was given, to go on from; training continues as if it had never stopped.
@@ -222,12 +224,8 @@ def train(
     training = Training(model.to(device), config, rank)
     if state is not None:
         training.load_state_dict(state)
-    wrapped = wrap(model).train()
+    wrapped, autocast = wrap(model).train(), _autocast(config, device)
     scaling, behaviour = scaling.to(device), behaviour.to(device) if behaviour else None
-    precision = config.precision
-    if precision == "auto":
-        precision = faster_precision(model.config.width, device)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
     began, progress, meter = time.monotonic() - training.elapsed_s, 0.0, Meter()
     since = time.process_time()
     saved_s = agreed_s = training.elapsed_s
@@ -241,23 +239,43 @@ def train(
         late = agreed_s - saved_s >= config.checkpoint_every_s
         save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
-            metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
-            metrics |= {"train_s": training.elapsed_s, "process_s": training.process_s}
+            metrics = _metrics(training, meter, progress)
             _check_finite(training, metrics["loss"], device)
             report(metrics, training.state_dict() if save else None)
             since = time.process_time()
             saved_s = agreed_s if save else saved_s
         if ends:
             return training.ema
-        asked = time.monotonic()
-        pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
-        meter.waited_s += time.monotonic() - asked
-        pairs = _without_some_prompts(pairs, model.config.prompt_dropout, training.rng)
+        pairs = _drawn(draw, training, meter, device)
         t = model.times.training(len(pairs.prompt), rng=training.rng)
         with autocast:
             found = errors(wrapped, pairs, t, scaling, training.rng)
         training.update(_loss(training, pairs, t, found, scaling, behaviour, meter), progress)
         meter.pairs += config.batch_size
+
+
+def _autocast(config: TrainConfig, device: torch.device | str) -> torch.autocast:
+    """In the precision of the config, measured if that is left to the processor."""
+    precision = config.precision
+    if precision == "auto":
+        precision = faster_precision(config.model.width, device)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _metrics(training: Training, meter: Meter, progress: float) -> dict[str, float | int]:
+    """What a report says."""
+    passed = max(progress, training.step / training.config.steps)
+    told = {"step": training.step, "progress": min(1.0, passed), **meter.read()}
+    return told | {"train_s": training.elapsed_s, "process_s": training.process_s}
+
+
+def _drawn(draw: Draw, training: Training, meter: Meter, device: torch.device | str) -> Pairs:
+    """The pairs of the next step, some without their prompt; the meter is told how long they took."""
+    asked = time.monotonic()
+    pairs = draw(training.step, training.config.batch_size, training.rng)
+    pairs = Pairs(*(tensor.to(device) for tensor in pairs))
+    meter.waited_s += time.monotonic() - asked
+    return _without_some_prompts(pairs, training.model.config.prompt_dropout, training.rng)
 
 
 def _loss(
