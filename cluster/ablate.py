@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_factory.files import write_text
-from generator.ablation import DEFAULT, Judged, Summary, changed, chosen, summaries
+from generator.ablation import DEFAULT, Result, Summary, changed, chosen, summaries
 from generator.ablation_plots import ablation_picture
 from generator.dit import DiTConfig
 from generator.train import TrainConfig
@@ -145,13 +145,13 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     }
 
 
-def metric_of(judged: Sequence[Judged]) -> str:
+def metric_of(judged: Sequence[Result]) -> str:
     """The test metric that is shown: the error of classifiers, else the first one."""
     names = judged[0].one_update
     return "test_error" if "test_error" in names else next(iter(names))
 
 
-def write_csv(judged: Sequence[Judged], path: Path) -> None:
+def write_csv(judged: Sequence[Result], path: Path) -> None:
     """A row for every training."""
     rows, content = [each.row() for each in judged], io.StringIO()
     writer = csv.DictWriter(content, list(rows[0]))

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import Zoo
-from generator.ablation import Judged
+from generator.ablation import Result
 from generator.artefact import CONFIG, WeightGenerator
 from generator.card import model_card
 from generator.pairs import DRAWS
@@ -59,7 +59,7 @@ def contestants(
     return found
 
 
-def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], jury: Jury) -> list[Judged]:
+def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], jury: Jury) -> list[Result]:
     """Train and judge what is not yet done, as much at once as the cluster has CPUs for; returns all results.
 
     Raises:
@@ -88,7 +88,7 @@ def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], ju
     if len(failed) == len(trainings):
         raise ValueError(f"all {len(failed)} trainings failed: {failed[0]}")
     return [
-        Judged(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text()))
+        Result(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text()))
         for (name, seed), config in trainings.items()
         if (config.out / RESULT).exists()
     ]

@@ -149,6 +149,7 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
         sampler=config.sampler,
         trajectory=config.trajectory,
         guidance=config.guidance,
+        networks=seed == 0,  # of the others only what they achieve is looked at
     )
 
 

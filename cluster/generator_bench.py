@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_factory.zoo import Zoo
-from generator.ablation import CHANGES, Judged, between, summaries
+from generator.ablation import CHANGES, Result, between, summaries
 from generator.ablation_plots import ablation_picture
 from generator.train import Precision
 
@@ -105,7 +105,7 @@ def _claimed(
     return claim(config.out, wanted, {each.training.model.width for each in (ours, long)})
 
 
-def _side_by_side(judged: Sequence[Judged], metric: str, jury: Jury) -> dict[str, Any]:
+def _side_by_side(judged: Sequence[Result], metric: str, jury: Jury) -> dict[str, Any]:
     """Both generators in a table, and its numbers by name."""
     rows = {
         each.variant: {
@@ -128,7 +128,7 @@ def _side_by_side(judged: Sequence[Judged], metric: str, jury: Jury) -> dict[str
     return {f"{name}: {key}": value for name, row in rows.items() for key, value in row.items()}
 
 
-def _direction(base: str, judged: Sequence[Judged], metric: str, cpu_seconds: float) -> list[dict[str, Any]]:
+def _direction(base: str, judged: Sequence[Result], metric: str, cpu_seconds: float) -> list[dict[str, Any]]:
     """The table of one direction, printed and returned."""
     found = summaries([each for each in judged if each.variant.startswith(base)], compared_with=base)
     if not found:

@@ -152,7 +152,7 @@ def _said(config: Config) -> Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Result:
     """One training, and how its networks did: of held-out initialisations, on the test split."""
 
     variant: str
@@ -198,9 +198,9 @@ class Summary:
     networks_per_cpu_s: float
 
 
-def summaries(judged: Sequence[Judged], compared_with: str = DEFAULT) -> list[Summary]:
+def summaries(judged: Sequence[Result], compared_with: str = DEFAULT) -> list[Summary]:
     """One for each variant, the best mean alignment first; those that are not numbers last."""
-    by_variant: dict[str, list[Judged]] = {}
+    by_variant: dict[str, list[Result]] = {}
     for each in judged:
         by_variant.setdefault(each.variant, []).append(each)
     reference = {each.seed: each.alignment for each in by_variant.get(compared_with, [])}
@@ -208,7 +208,7 @@ def summaries(judged: Sequence[Judged], compared_with: str = DEFAULT) -> list[Su
     return sorted(found, key=lambda each: (each.alignment != each.alignment, -each.alignment))
 
 
-def _summary(variant: str, own: Sequence[Judged], reference: Mapping[int, float]) -> Summary:
+def _summary(variant: str, own: Sequence[Result], reference: Mapping[int, float]) -> Summary:
     gains = [each.alignment - reference[each.seed] for each in own if each.seed in reference]
     updates = {name: [each.one_update[name] for each in own] for name in own[0].one_update}
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ckpt_factory.files import atomic_path
 
-from .ablation import DEFAULT, Judged, summaries
+from .ablation import DEFAULT, Result, summaries
 from .plots import LIGHT, STYLE
 
 LEAST = 1e-4
@@ -22,7 +22,7 @@ PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 
 
 def ablation_picture(
-    judged: Sequence[Judged], metric: str, path: Path, *, compared_with: tuple[str, ...] = (DEFAULT,)
+    judged: Sequence[Result], metric: str, path: Path, *, compared_with: tuple[str, ...] = (DEFAULT,)
 ) -> None:
     """Write a PNG: how far prompts are missed, and the test metric after one update, both better to the left.
 
@@ -31,7 +31,7 @@ def ablation_picture(
         compared_with: variants that a dotted line goes through, and whose names are bold.
     """
     order = [each.variant for each in summaries(judged)]
-    panels: list[tuple[str, Callable[[Judged], float]]] = [
+    panels: list[tuple[str, Callable[[Result], float]]] = [
         ("1 - prompt alignment", lambda each: 1 - each.alignment),
         (f"{metric.replace('_', ' ')} after one update", lambda each: each.one_update[metric]),
     ]
@@ -53,9 +53,9 @@ def ablation_picture(
 
 def _panel(
     ax: Axes,
-    judged: Sequence[Judged],
+    judged: Sequence[Result],
     order: Sequence[str],
-    value: Callable[[Judged], float],
+    value: Callable[[Result], float],
     compared_with: tuple[str, ...],
 ) -> None:
     drawn: list[float] = []

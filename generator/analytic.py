@@ -68,7 +68,7 @@ def velocity_variances(
     E x_0^2 - E x_0_hat^2, its like for clean data, weighted so that neither end of the path is singular.
     """
     alpha, sigma = alpha_sigma(t)
-    eps = torch.randn(x0.shape, generator=rng).to(x0)
+    eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0)
     x = alpha * x0 + sigma * eps
     predicted = denoise(x, t)
     v, v_hat = alpha * eps - sigma * x0, (alpha * x - predicted) / sigma

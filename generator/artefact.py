@@ -66,7 +66,7 @@ class WeightGenerator:
         seed: int,
         reference: Float[Tensor, " Z"] | None = None,
     ) -> "WeightGenerator":
-        """A generator before training, which returns every start network as it is.
+        """A generator before training; if it predicts clean updates, networks come back as they are.
 
         Args:
             reference: any network in coordinates, kept where the layout of the config needs one.
@@ -144,7 +144,7 @@ class WeightGenerator:
         """One update of each network, prompted.
 
         Args:
-            theta: start networks.
+            theta: start networks, of any floating-point type; the updated ones are of the same.
             metric: the metric each of them has on the validation split; by name, {"loss": ..., "error": ...},
                 every one that is prompted, and others do not matter.
             prompt: the metric each updated network shall have, or one for all; by name any of `metrics`,
@@ -166,7 +166,8 @@ class WeightGenerator:
         """
         sampling = self.sampling.changed(steps, sampler, trajectory, guidance)
         times, more = self._plan(sampling)
-        starts, prompts = conditions(self.metrics, metric, prompt)  # (K, M)
+        told = conditions(self.metrics, metric, prompt)
+        starts, prompts = (each.to(theta.device, torch.float32) for each in told)  # (K, M)
         if theta.shape != (len(starts), self.coordinates.spec.D) or starts.ndim != 2:
             raise ValueError(
                 f"theta is {tuple(theta.shape)} and metric {tuple(starts.shape[:-1])}; expected "
@@ -180,7 +181,7 @@ class WeightGenerator:
         noises = [None] * len(thetas) if noise is None else noise.split(at_once)
         parts = zip(thetas, metrics, wishes, noises, strict=True)
         made = torch.cat([self._sampled(*part, sample, rng, sampling.guidance) for part in parts])
-        return made if stretch == 1 else torch.lerp(theta, made, stretch)
+        return (made if stretch == 1 else torch.lerp(theta.to(made), made, stretch)).to(theta)
 
     def denoiser(
         self,
@@ -215,13 +216,13 @@ class WeightGenerator:
         rng: torch.Generator,
         guidance: float,
     ) -> Tensor:
-        z = self.coordinates.encode(theta)
+        z = self.coordinates.encode(theta.float())
         index = None
         if self.layout.sorts and self.coordinates.symmetry.sizes:
             index = canonical_index(self.coordinates, z, self.reference)
             z = z.gather(1, index)
         denoise = self.denoiser(z, metric, prompt, guidance)
-        noise = torch.randn(z.shape, generator=rng) if noise is None else noise
+        noise = torch.randn(z.shape, generator=rng, device=rng.device) if noise is None else noise
         u = sample(denoise, noise.to(z))
         if index is not None:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came

@@ -1,6 +1,6 @@
 """Behaviour: predicted networks shall answer as those of the zoo do, not only be near them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,10 @@ class Behaviour:
     weight: float = WEIGHT
     num_examples: int = 64
     """Training examples for all networks of a step."""
+
+    def to(self, device: torch.device | str) -> "Behaviour":
+        """The same with its coordinates on a device."""
+        return replace(self, coordinates=self.coordinates.to(device))
 
     def divergence(
         self, z: Float[Tensor, "B Z"], goal: Float[Tensor, "B Z"], *, rng: torch.Generator

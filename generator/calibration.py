@@ -45,12 +45,16 @@ def calibrate(
     low, high = generator.scaling.metric_range
     worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
     asked = _asks(generator, worst, num_asks)
-    made = [plain.update(theta, metric, ask, rng=rng) for ask in asked.tolist()]
+    of_asks = []
+    for ask in asked.tolist():  # one after the other: the networks of all asks may not fit into memory
+        made = plain.update(theta, metric, ask, rng=rng)
+        networks = (torch.lerp(theta, made, stretch) for stretch in STRETCHES)
+        of_asks.append(
+            torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
+        )
     prompts = torch.linspace(generator.best_metric, worst, 20)
     best, least = None, float("inf")
-    for stretch in STRETCHES:
-        networks = (torch.lerp(theta, each, stretch) for each in made)
-        got = torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
+    for stretch, got in zip(STRETCHES, torch.stack(of_asks, 1), strict=True):  # (asks, N)
         candidates = [_monotone(asked, got, stretch)]
         if stretch == 1 and candidates[0] is not None:
             candidates.append(Calibration(asked, asked))
@@ -71,13 +75,17 @@ def _monotone(asked: Tensor, got: Tensor, stretch: float) -> Calibration | None:
 
 
 def _missed(found: Calibration, asked: Tensor, got: Tensor, prompts: Tensor) -> float:
-    """Mean squared distance of what the starts get to calibrated prompts, between asks interpolated."""
+    """Mean squared distance of what the starts get to calibrated prompts, between asks interpolated.
+
+    A broken network has missed by the whole range of prompts: a length of updates is no better for breaking
+    those that it would not serve.
+    """
     ask = found.ask(prompts)
     right = torch.searchsorted(asked, ask).clamp(1, len(asked) - 1)
     share = (ask - asked[right - 1]) / (asked[right] - asked[right - 1])
     achieved = torch.lerp(got[right - 1], got[right], share.unsqueeze(1))
     missed = (achieved - prompts.unsqueeze(1)).square()
-    return float(missed[missed.isfinite()].mean())
+    return float(missed.where(missed.isfinite(), (prompts.max() - prompts.min()).square()).mean())
 
 
 def _asks(generator: WeightGenerator, worst: float, num: int) -> Float[Tensor, " num"]:

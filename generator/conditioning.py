@@ -1,6 +1,6 @@
 """Scaling: the units in which the denoiser sees networks, updates and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +86,23 @@ class Scaling:
         objectives: Sequence[str] = ("min",),
     ) -> "Scaling":
         """Scales from a sample of training pairs; `seen` are the metrics of all training checkpoints."""
-        update = pairs.target - pairs.start
+        return cls.fit_parts(coordinates, [pairs], seen, objectives)
+
+    @classmethod
+    def fit_parts(
+        cls,
+        coordinates: Coordinates,
+        parts: Iterable[Pairs],
+        seen: Float[Tensor, "C M"],
+        objectives: Sequence[str] = ("min",),
+    ) -> "Scaling":
+        """As `fit`, from parts of a sample, of which none is kept."""
+        sums, told = torch.zeros(3, coordinates.Z, dtype=torch.float64), []
+        for pairs in parts:
+            start, update = pairs.start.double(), (pairs.target - pairs.start).double()
+            sums += torch.stack([start.sum(0), start.square().sum(0), update.square().sum(0)])
+            told.append((pairs.start_metric, pairs.prompt))
+        num = sum(len(prompt) for _, prompt in told)
         start_mean, start_scale, update_scale = (torch.zeros(coordinates.Z) for _ in range(3))
         groups: dict[str, list[Tensor]] = {}
         for name, index in coordinates.slots():
@@ -94,12 +110,19 @@ class Scaling:
             groups.setdefault(layer if layer in coordinates.layers else name, []).append(index)
         for indices in groups.values():
             index = torch.cat(indices)
-            start_mean[index] = pairs.start[:, index].mean()
-            start_scale[index] = pairs.start[:, index].std().clamp_min(1e-8)
-            update_scale[index] = update[:, index].square().mean().sqrt().clamp_min(1e-8)
-        metric = torch.cat([pairs.start_metric, pairs.prompt])
+            count = num * len(index)
+            total, squares, moved = sums[:, index].sum(1).tolist()
+            start_mean[index] = total / count
+            start_scale[index] = std_of(count, total, squares)
+            update_scale[index] = max(1e-8, (moved / count) ** 0.5)
+        metric = torch.cat([torch.cat(each) for each in zip(*told, strict=True)])
         views = (MetricView.fit(*each) for each in zip(metric.T, seen.T, objectives, strict=True))
         return cls(start_mean, start_scale, update_scale, tuple(views))
+
+    def to(self, device: torch.device | str) -> "Scaling":
+        """The same with its scales on a device, so that no use of them copies them there."""
+        names = ("start_mean", "start_scale", "update_scale")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
     def metric_range(self) -> tuple[float, float]:
@@ -133,6 +156,11 @@ class Scaling:
         prompted = ~prompt.isnan().unsqueeze(-1)
         known = torch.stack(features, 1).where(prompted, 0.0)  # (B, M, 4)
         return torch.cat([known, prompted.to(known)], -1).flatten(1)
+
+
+def std_of(count: int, total: float, squares: float) -> float:
+    """The standard deviation of so many numbers, at least 1e-8, from their sum and that of their squares."""
+    return max(1e-8, max(0.0, squares - total**2 / count) ** 0.5 / max(1, count - 1) ** 0.5)
 
 
 @dataclass(frozen=True)

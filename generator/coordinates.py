@@ -73,6 +73,14 @@ class Coordinates:
             layers[name] = Layer(mean, vectors.flip(1)[:, :kept].float().contiguous(), scale[:kept].float())
         return cls(task.spec, task.symmetry, layers)
 
+    def to(self, device: torch.device | str) -> "Coordinates":
+        """The same with its layers on a device, so that no use of them copies them there."""
+        moved = {
+            name: Layer(*(getattr(layer, field).to(device) for field in MOMENTS))
+            for name, layer in self.layers.items()
+        }
+        return replace(self, layers=moved)
+
     @property
     def Z(self) -> int:
         return self.tokens.Z
@@ -92,7 +100,9 @@ class Coordinates:
 
     def index(self, perms: Mapping[str, Int[Tensor, "K n"]]) -> Int[Tensor, "K Z"]:
         """As `Symmetry.index`, of coordinates: permuting units is z.gather(1, index)."""
-        return self.order[self.reduced.index(perms)[:, self.order.argsort()]]
+        index = self.reduced.index(perms)
+        order = self.order.to(index.device)
+        return order[index[:, order.argsort()]]
 
     def encode(self, theta: Float[Tensor, "K D"]) -> Float[Tensor, "K Z"]:
         params = self.spec.unflatten(theta)

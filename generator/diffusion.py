@@ -25,8 +25,9 @@ def alpha_sigma(t: Float[Tensor, " *B"]) -> tuple[Float[Tensor, " *B"], Float[Te
 def add_noise(
     x0: Float[Tensor, "B Z"], t: Float[Tensor, " B"], *, rng: torch.Generator
 ) -> Float[Tensor, "B Z"]:
+    """x_t of clean data at times on its device; the noise is drawn where the generator is."""
     alpha, sigma = alpha_sigma(t.unsqueeze(-1))
-    eps = torch.randn(x0.shape, generator=rng, device=x0.device, dtype=x0.dtype)
+    eps = torch.randn(x0.shape, generator=rng, device=rng.device, dtype=x0.dtype).to(x0.device)
     return alpha * x0 + sigma * eps
 
 

@@ -217,7 +217,8 @@ class Denoiser(nn.Module, ABC):
     """Of scaled updates: (u_t, t, start, metrics) -> the clean update u_0.
 
     The start network is the global residual: the network made is start + update, and the output layers start
-    at zero, so that an untrained model returns the start network itself. What a token is, a subclass says.
+    at zero, so that an untrained model that predicts clean updates returns the start network itself; of one
+    that predicts v or noise the update is a multiple of u_t. What a token is, a subclass says.
     """
 
     def __init__(self, config: DiTConfig):
@@ -251,7 +252,7 @@ class Denoiser(nn.Module, ABC):
         u_t: Float[Tensor, "B Z"],
         t: Float[Tensor, " B"],
         start: Float[Tensor, "B Z"],
-        metrics: Float[Tensor, "B 4"],
+        metrics: Float[Tensor, "B F"],
     ) -> Float[Tensor, "B Z"]:
         """What the output layers say: the clean update, the velocity, or the noise."""
 

@@ -16,7 +16,7 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from .artefact import WeightGenerator
-from .prompt import linear_prompts, prompt_networks
+from .prompt import linear_prompts, measured, prompt_networks
 
 
 def prompt_alignment(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
@@ -135,19 +135,31 @@ def prompt_grid(
     sampler: str | None = None,
     trajectory: str | None = None,
     guidance: float | None = None,
+    start: Mapping[str, Float[Tensor, " N"]] | None = None,
+    networks: bool = True,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt: {"prompts": (N, P), "theta": (N, P, D), metric:
     (N, P), "networks_per_s": float}.
 
     Args:
         best: the best prompt; default the best validation metric of the training runs.
+        start: what `measured` says of the start networks, where that is known.
+        networks: whether the networks made are kept, "theta"; or only what they achieve.
     """
-    start = task.evaluate(theta, "validation")[generator.metric]
+    start = measured(task, theta) if start is None else start
     best = generator.best_metric if best is None else best
-    prompts = linear_prompts(best, start, task.prompt_start, num_prompts)
+    worst = start[generator.column_of(generator.metric)]
+    prompts = linear_prompts(best, worst, task.prompt_start, num_prompts)
     sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory, "guidance": guidance}
     return {"prompts": prompts} | grid_of_prompts(
-        generator, task, theta, {generator.metric: prompts}, seed=seed, **sampled
+        generator,
+        task,
+        theta,
+        {generator.metric: prompts},
+        seed=seed,
+        start=start,
+        networks=networks,
+        **sampled,
     )
 
 
@@ -162,11 +174,18 @@ def grid_of_prompts(
     sampler: str | None = None,
     trajectory: str | None = None,
     guidance: float | None = None,
+    start: Mapping[str, Float[Tensor, " N"]] | None = None,
+    networks: bool = True,
 ) -> dict[str, Any]:
     """One update of every start network for every prompt of some metrics, given by name: {"theta": (N, P, D),
     metric: (N, P), "networks_per_s": float}.
+
+    Args:
+        start: what `measured` says of the start networks, where that is known.
+        networks: whether the networks made are kept, "theta"; or only what they achieve.
     """
-    columns = []
+    start = measured(task, theta) if start is None else start
+    thetas, achieved, sampling_s = [], [], 0.0
     for k in range(next(iter(prompts.values())).shape[1]):
         made = prompt_networks(
             generator,
@@ -178,12 +197,15 @@ def grid_of_prompts(
             sampler=sampler,
             trajectory=trajectory,
             guidance=guidance,
+            start=start,
         )
-        columns.append(made)
-    names = columns[0].achieved[-1]
-    rate = len(theta) * len(columns) / sum(c.sampling_s for c in columns)
-    made = {"theta": torch.stack([c.theta for c in columns], 1), "networks_per_s": rate}
-    return made | {name: torch.stack([c.achieved[-1][name] for c in columns], 1) for name in names}
+        achieved.append(made.achieved[-1])
+        sampling_s += made.sampling_s
+        if networks:
+            thetas.append(made.theta)
+    found: dict[str, Any] = {name: torch.stack([each[name] for each in achieved], 1) for name in achieved[0]}
+    found["networks_per_s"] = len(theta) * len(achieved) / sampling_s
+    return found | {"theta": torch.stack(thetas, 1)} if networks else found
 
 
 def sgd_equivalent_steps(
@@ -258,8 +280,8 @@ def summarise(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The numbers of an evaluation by name, and the arrays behind its plots.
 
-    Test metrics throughout; `grids` has one `prompt_grid` per seed. Spreads are standard deviations, over
-    seeds for alignments, over networks for the one update.
+    Test metrics throughout; `grids` has one `prompt_grid` per seed, the networks of the first alone are
+    needed. Spreads are standard deviations, over seeds for alignments, over networks for the one update.
     """
     name, column = generator.metric, f"test_{generator.metric}"
     prompts = torch.stack([grid["prompts"] for grid in grids])  # (seeds, N, P)

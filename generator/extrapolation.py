@@ -12,7 +12,7 @@ from ckpt_factory.tasks.base import seeded
 from .artefact import WeightGenerator
 from .evaluate import retrieval
 from .hole import Hole, inside, outside
-from .prompt import prompt_networks
+from .prompt import measured, prompt_networks
 from .recipe import better
 
 FARTHEST = 0.25
@@ -47,10 +47,11 @@ def same_prompts(
     seed: int,
 ) -> dict[str, Float[Tensor, "N P"]]:
     """One update of every start for each prompt, the same noise for all prompts: metrics by column."""
-    achieved = []
+    start, achieved = measured(task, theta), []
     for prompt in prompts.tolist():
         wish = torch.full((len(theta),), prompt)
-        achieved.append(prompt_networks(generator, task, theta, wish, rng=seeded(seed)).achieved[-1])
+        made = prompt_networks(generator, task, theta, wish, rng=seeded(seed), start=start)
+        achieved.append(made.achieved[-1])
     return {name: torch.stack([each[name] for each in achieved], 1) for name in achieved[0]}
 
 

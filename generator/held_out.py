@@ -19,7 +19,8 @@ from .train import errors
 
 BATCH = 256
 MOST_RUNS = 1024
-"""Held-out runs that pairs are drawn from: all of them are held in memory, in every worker."""
+"""Held-out runs that pairs are drawn from: all are in memory until they are, where the loss is measured; of a
+training's workers that is rank 0 alone."""
 
 
 @dataclass(frozen=True)

@@ -74,4 +74,4 @@ def canonical_index(
     the start network is when it is prompted.
     """
     assert reference is not None, "a layout that sorts comes with its reference"
-    return coordinates.index(match(coordinates.tokens, reference, z))
+    return coordinates.index(match(coordinates.tokens, reference.to(z), z))

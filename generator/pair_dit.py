@@ -51,7 +51,7 @@ class PairBlock(Block):
     def __init__(self, config: DiTConfig, tokens: NeuronTokens):
         super().__init__(config)
         width, kinds = config.width, [num_kinds(matrix) for matrix in tokens.matrices]
-        self.matrices, self.spans, self.kinds = tokens.matrices, spans(tokens), max(kinds)
+        self.matrices, self.spans, self.kinds = tokens.matrices, spans(tokens), max(kinds, default=1)
         self.rows_hear = nn.ModuleList(nn.Linear(width, k * width, bias=False) for k in kinds)
         self.columns_hear = nn.ModuleList(nn.Linear(width, k * width, bias=False) for k in kinds)
         self.modulation = modulation(config, (*BLOCK_PARTS, *[0.0] * self.kinds))

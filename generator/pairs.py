@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PART_NUMBERS = 2**22
+"""Numbers of networks in a part of a large sample, 16 MB: memory does not grow with the sample."""
+
 
 class Runs(NamedTuple):
     """Checkpoints of R runs at S steps, in the generator's coordinates, with M metrics, the main first."""
@@ -49,7 +52,16 @@ class Reservoir:
         return min(self.end - self.begin, self.capacity_runs)
 
     def push(self, runs: Runs) -> None:
-        """Add runs, at most `capacity_runs` at once, in the place of the oldest."""
+        """Add runs, at most `capacity_runs` at once, in the place of the oldest.
+
+        Raises:
+            ValueError: they have no two checkpoints.
+        """
+        if runs.metric.shape[1] < 2:
+            raise ValueError(
+                f"runs have {runs.metric.shape[1]} checkpoint each, and a pair is two of one run: there is "
+                "nothing to learn from; give a zoo with at least 2 checkpoints of every run"
+            )
         if self.begin == self.end:
             self._z = torch.empty(self.capacity_runs, *runs.z.shape[1:])
             self._metric = torch.empty(self.capacity_runs, *runs.metric.shape[1:])
@@ -62,6 +74,22 @@ class Reservoir:
 
     def sample(self, num: int, *, rng: torch.Generator) -> Pairs:
         """`num` pairs; the same window and generator state give the same pairs."""
+        return self._pairs(*self._places(num, rng))
+
+    def samples(self, num: int, *, rng: torch.Generator, numbers: int = PART_NUMBERS) -> Iterator[Pairs]:
+        """The very pairs of `sample` in parts, whose networks have so many numbers at most."""
+        places = self._places(num, rng)
+        parts = (each.split(self._at_once(numbers)) for each in places)
+        return (self._pairs(*part) for part in zip(*parts, strict=True))
+
+    def _at_once(self, numbers: int) -> int:
+        return max(1, numbers // self._z.shape[2])
+
+    def _pairs(self, run: Tensor, i: Tensor, j: Tensor) -> Pairs:
+        return Pairs(self._z[run, i], self._metric[run, i], self._z[run, j], self._metric[run, j])
+
+    def _places(self, num: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(run, step of the start, step of the target) of `num` pairs."""
         if not len(self):
             raise ValueError("no runs to draw pairs from: the zoo has no finished training runs")
         if self._index is None:
@@ -75,15 +103,17 @@ class Reservoir:
         run, j = target // num_steps, target % num_steps
         earlier = (torch.rand(num, generator=rng) * j).long()  # 0 .. j-1; 0 for j = 0
         i = torch.where(torch.rand(num, generator=rng) < 0.5, torch.zeros_like(j), earlier)
-        return Pairs(self._z[run, i], self._metric[run, i], self._z[run, j], self._metric[run, j])
+        return run, i, j
 
-    def checkpoints(self, num: int, *, rng: torch.Generator) -> Float[Tensor, "{num} Z"]:
-        """`num` usable checkpoints, drawn uniformly."""
+    def checkpoints(
+        self, num: int, *, rng: torch.Generator, numbers: int = PART_NUMBERS
+    ) -> Iterator[Float[Tensor, "P Z"]]:
+        """`num` usable checkpoints, drawn uniformly, in parts of so many numbers at most."""
         usable = self._usable.flatten().nonzero().squeeze(1)
         if not len(usable):
             raise ValueError("no finite checkpoint to draw: all training runs of the zoo diverged")
         chosen = usable[torch.randint(len(usable), (num,), generator=rng)]
-        return self._z.flatten(0, 1)[chosen]
+        return (self._z.flatten(0, 1)[part] for part in chosen.split(self._at_once(numbers)))
 
     def best(self, objective: str) -> Float[Tensor, " Z"]:
         """The usable checkpoint of the window with the best main metric."""

@@ -54,6 +54,7 @@ def prompt_networks(
     sampler: str | None = None,
     trajectory: str | None = None,
     guidance: float | None = None,
+    start: Mapping[str, Float[Tensor, " K"]] | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
@@ -61,12 +62,13 @@ def prompt_networks(
 
     Args:
         prompt: of the main metric, or of any metrics by name.
+        start: what `measured` says of the start networks, where that is known; default it is measured.
     """
     if updates < 1:
         raise ValueError(f"updates is {updates}; expected at least 1")
     prompts = {name: torch.as_tensor(wish) for name, wish in by_name(prompt, generator.metric).items()}
     check_names(generator.metrics, list(prompts))
-    start = now = _measured(task, theta)
+    own = now = measured(task, theta) if start is None else dict(start)
     achieved, sampling_s = [], 0.0
     for _ in range(updates):
         metrics = {name: now[generator.column_of(name)] for name in prompts}
@@ -82,12 +84,13 @@ def prompt_networks(
             guidance=guidance,
         )
         sampling_s += time.perf_counter() - began
-        now = _measured(task, theta)
+        now = measured(task, theta)
         achieved.append(now)
-    return Prompted(theta, prompts, start, achieved, sampling_s)
+    return Prompted(theta, prompts, own, achieved, sampling_s)
 
 
-def _measured(task: Task, theta: Tensor) -> dict[str, Tensor]:
+def measured(task: Task, theta: Float[Tensor, "K D"]) -> dict[str, Float[Tensor, " K"]]:
+    """Validation and test metrics of networks by the zoo's columns, of so many at once that memory holds."""
     parts = [task.metrics_of(part) for part in theta.split(MEASURED_AT_ONCE)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -12,6 +12,7 @@ from ckpt_factory.tasks.base import seeded
 
 from .artefact import WeightGenerator
 from .evaluate import HeldOut, networks_of_metric, prompt_alignment, prompt_grid
+from .prompt import measured
 from .samplers import Sampling
 
 DIRECTIONS = 64
@@ -69,12 +70,14 @@ def sampler_quality(
     metric is nearest to what the networks made have. Broken networks, whose metrics or weights are not
     finite, are counted and left out of that.
     """
-    column = generator.origin.prompted
+    column, theta = generator.origin.prompted, held_out.theta[:, 0]
+    start = measured(task, theta)
     for sampling in samplings:
         grid = prompt_grid(
             generator,
             task,
-            held_out.theta[:, 0],
+            theta,
+            start=start,
             seed=seed,
             num_prompts=num_prompts,
             steps=sampling.steps,

@@ -66,8 +66,8 @@ class _Scores:
         self, layer: int, perms: Mapping[int, Tensor], signs: Mapping[int, Tensor]
     ) -> Float[Tensor, "K n n"]:
         """Inner products: with the norms, which no permutation changes, they are squared distances."""
-        n = self.tokens.layers[layer].num_units
-        ours, theirs = (side[layer].unflatten(1, (n, -1)) for side in (self.ours, self.theirs))
+        n, width = self.tokens.layers[layer].num_units, self.tokens.layers[layer].width
+        ours, theirs = (side[layer].unflatten(1, (n, width)) for side in (self.ours, self.theirs))
         score = ours @ theirs.mT
         first = len(self.tokens.layers) + 1
         for i, matrix in enumerate(self.tokens.matrices):
@@ -190,12 +190,12 @@ class AlignedDistance:
         """What units of each layer differ by (C, n own, n theirs), and at least all else (C,), squared."""
         tokens, costs = self._plain.tokens, []
         for layer, part in zip(tokens.layers, tokens.parts, strict=False):
-            own = z[part].view(layer.num_units, -1)
-            units = zc[:, part].reshape(-1, layer.width)
+            n, width = layer.num_units, layer.width  # 0 where all its numbers are in matrices
+            own, units = z[part].view(n, width), zc[:, part].reshape(len(zc) * n, width)
             shared = own @ units.T
             shared = shared.abs() if layer.perm in self._symmetry.signed else shared
             cost = own.square().sum(1, keepdim=True) + units.square().sum(1) - 2 * shared
-            costs.append(cost.clamp_min(0).view(layer.num_units, len(zc), -1).transpose(0, 1))
+            costs.append(cost.clamp_min(0).view(n, len(zc), n).transpose(0, 1))
         rest, *matrices = tokens.parts[len(tokens.layers) :]
         others = (z[rest] - zc[:, rest]).square().sum(1)
         for part in matrices:  # no order of its entries changes a matrix's norm

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .conditioning import MetricView, Scaling
+from .conditioning import MetricView, Scaling, std_of
 from .coordinates import Coordinates
 from .dit import DiTConfig
 from .pairs import Reservoir
@@ -42,7 +42,7 @@ def fit_scaling(
     published = model.tokens == "gpt"
     scales = scales or ("single" if published else "tensor")
     scale = single_scale(reservoir, rng=rng) if scales == "single" else None
-    found = Scaling.fit(coordinates, reservoir.sample(FIT_PAIRS, rng=rng), seen, objectives)
+    found = Scaling.fit_parts(coordinates, reservoir.samples(FIT_PAIRS, rng=rng), seen, objectives)
     if scale is not None:
         found = with_single_scale(found, scale)
     return with_raw_metrics(found) if published else found
@@ -50,8 +50,15 @@ def fit_scaling(
 
 def single_scale(reservoir: Reservoir, *, rng: torch.Generator) -> float:
     """The published scale of a zoo: the standard deviation of all numbers of checkpoints over 0.538."""
-    std = float(reservoir.checkpoints(STD_CHECKPOINTS, rng=rng).std().clamp_min(1e-8))
-    return std / TARGET_STD
+    count, total, squares = 0, 0.0, 0.0
+    for part in reservoir.checkpoints(STD_CHECKPOINTS, rng=rng):
+        z = part.double()
+        count, total, squares = (
+            count + z.numel(),
+            total + float(z.sum()),
+            squares + float(z.square().sum()),
+        )
+    return std_of(count, total, squares) / TARGET_STD
 
 
 def with_single_scale(scaling: Scaling, scale: float) -> Scaling:

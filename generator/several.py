@@ -11,7 +11,7 @@ from ckpt_factory import Task
 
 from .artefact import WeightGenerator
 from .evaluate import grid_of_prompts, prompt_alignment, retrieval
-from .prompt import linear_prompts
+from .prompt import linear_prompts, measured
 
 START_SHARE = {"min": 0.9, "max": 1.0}
 """Where prompts of a metric that goes against the task's own end, as a share of the start network's."""
@@ -20,13 +20,16 @@ Found = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def prompts_of(
-    generator: WeightGenerator, task: Task, theta: Float[Tensor, "N D"], metric: str, num: int
+    generator: WeightGenerator, task: Task, start: Mapping[str, Float[Tensor, " N"]], metric: str, num: int
 ) -> Float[Tensor, "N P"]:
-    """Prompts of one metric, linear from the best of the training runs to a share of the start network's."""
-    start = task.evaluate(theta, "validation")[metric]
+    """Prompts of one metric, linear from the best of the training runs to a share of the start network's.
+
+    Args:
+        start: metrics of the start networks by column, as `measured` gives them.
+    """
     objective = generator.objective_of(metric)
     share = task.prompt_start if objective == task.objective else START_SHARE[objective]
-    return linear_prompts(generator.best_of(metric), start, share, num)
+    return linear_prompts(generator.best_of(metric), start[generator.column_of(metric)], share, num)
 
 
 def alone(
@@ -41,8 +44,9 @@ def alone(
 ) -> Found:
     """A metric prompted by itself; the control returns the training checkpoint whose metric is nearest."""
     column = f"test_{metric}"
-    prompts = prompts_of(generator, task, theta, metric, num_prompts)
-    grids = _grids(generator, task, theta, {metric: prompts}, num_seeds)
+    start = measured(task, theta)
+    prompts = prompts_of(generator, task, start, metric, num_prompts)
+    grids = _grids(generator, task, theta, {metric: prompts}, num_seeds, start)
     looked_up = retrieval(prompts, training[generator.column_of(metric)], dict(training))[column]
     numbers, arrays = _summary(f"channel_{metric}", prompts, [grid[column] for grid in grids], looked_up)
     best = torch.stack([grid[column][:, 0] for grid in grids])
@@ -65,13 +69,14 @@ def together(
     The main metric's prompts are those of `prompt_grid`; the others are for each what the training checkpoint
     of the nearest main metric has. That checkpoint is the control, too.
     """
-    start = task.evaluate(theta, "validation")[generator.metric]
-    main = linear_prompts(best, start, task.prompt_start, num_prompts)
+    start = measured(task, theta)
+    own = start[generator.column_of(generator.metric)]
+    main = linear_prompts(best, own, task.prompt_start, num_prompts)
     nearest = retrieval(main, training[generator.origin.prompted], dict(training))
     prompts = {name: nearest[generator.column_of(name)] for name in generator.metrics} | {
         generator.metric: main
     }
-    grids = _grids(generator, task, theta, prompts, num_seeds)
+    grids = _grids(generator, task, theta, prompts, num_seeds, start)
     numbers: dict[str, Any] = {}
     arrays: dict[str, Tensor] = {}
     for name, asked in prompts.items():
@@ -106,8 +111,12 @@ def _grids(
     theta: Float[Tensor, "N D"],
     prompts: Mapping[str, Float[Tensor, "N P"]],
     num_seeds: int,
+    start: Mapping[str, Float[Tensor, " N"]],
 ) -> list[dict[str, Any]]:
-    return [grid_of_prompts(generator, task, theta, prompts, seed=seed) for seed in range(num_seeds)]
+    return [
+        grid_of_prompts(generator, task, theta, prompts, seed=seed, start=start, networks=False)
+        for seed in range(num_seeds)
+    ]
 
 
 def _summary(

@@ -109,6 +109,8 @@ class TrainConfig:
 SYNC_EVERY = 10
 """Steps between agreements of all workers on how much of the training has passed."""
 
+Draw = Callable[[int, int, torch.Generator], Pairs]
+"""(step, number of pairs, rng) -> pairs."""
 Report = Callable[[dict[str, float | int], dict[str, Any] | None], None]
 """(metrics, the state if this is a checkpoint) -> None."""
 
@@ -140,8 +142,10 @@ class Training:
             self.config.ema, self.step / (self.step + 9)
         )  # the average is short while the model is young
         with torch.no_grad():
-            for average, now in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(now, 1 - decay)
+            averages: list[Tensor] = [*self.ema.parameters()]
+            now: list[Tensor] = [*self.model.parameters()]
+            # one call for all of them, as in torch's own optimizers
+            torch._foreach_lerp_(averages, now, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, with the generators of all ranks: every rank calls this."""
@@ -152,7 +156,7 @@ class Training:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "process_s": self.process_s,
-            "rng": _of_all_ranks(self.rng.get_state()),
+            "rng": _of_all_ranks(self.rng.get_state(), next(self.model.parameters()).device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,7 +194,7 @@ class Meter:
 
 def train(
     model: Denoiser,
-    draw: Callable[[int, int, torch.Generator], Pairs],
+    draw: Draw,
     scaling: Scaling,
     config: TrainConfig,
     *,
@@ -207,21 +211,21 @@ def train(
     and of `behaviour` the weighted mean divergence of clean predictions.
 
     Args:
-        draw: (step, number of pairs, rng) -> pairs; what it gives must be a function of these alone.
+        draw: what it gives must be a function of what it is given alone.
         behaviour: what predicted networks answer, if that matters.
         report: called every `report_every` steps by every rank, with a state every `checkpoint_every`.
         state: what `report` was given, to go on from; training continues as if it had never stopped.
         wrap: for distributed training, module -> DistributedDataParallel.
         rank: of this worker; each draws pairs and noise of its own.
+
+    Raises:
+        ValueError: the training has diverged. Nothing of it is reported or saved.
     """
     training = Training(model.to(device), config, rank)
     if state is not None:
         training.load_state_dict(state)
-    wrapped = wrap(model).train()
-    precision = config.precision
-    if precision == "auto":
-        precision = faster_precision(model.config.width, device)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+    wrapped, autocast = wrap(model).train(), _autocast(config, device)
+    scaling, behaviour = scaling.to(device), behaviour.to(device) if behaviour else None
     began, progress, meter = time.monotonic() - training.elapsed_s, 0.0, Meter()
     since = time.process_time()
     saved_s = agreed_s = training.elapsed_s
@@ -235,22 +239,43 @@ def train(
         late = agreed_s - saved_s >= config.checkpoint_every_s
         save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
-            metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
-            metrics |= {"train_s": training.elapsed_s, "process_s": training.process_s}
+            metrics = _metrics(training, meter, progress)
+            _check_finite(training, metrics["loss"], device)
             report(metrics, training.state_dict() if save else None)
             since = time.process_time()
             saved_s = agreed_s if save else saved_s
         if ends:
             return training.ema
-        asked = time.monotonic()
-        pairs = Pairs(*(tensor.to(device) for tensor in draw(step, config.batch_size, training.rng)))
-        meter.waited_s += time.monotonic() - asked
-        pairs = _without_some_prompts(pairs, model.config.prompt_dropout, training.rng)
+        pairs = _drawn(draw, training, meter, device)
         t = model.times.training(len(pairs.prompt), rng=training.rng)
         with autocast:
             found = errors(wrapped, pairs, t, scaling, training.rng)
         training.update(_loss(training, pairs, t, found, scaling, behaviour, meter), progress)
         meter.pairs += config.batch_size
+
+
+def _autocast(config: TrainConfig, device: torch.device | str) -> torch.autocast:
+    """In the precision of the config, measured if that is left to the processor."""
+    precision = config.precision
+    if precision == "auto":
+        precision = faster_precision(config.model.width, device)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _metrics(training: Training, meter: Meter, progress: float) -> dict[str, float | int]:
+    """What a report says."""
+    passed = max(progress, training.step / training.config.steps)
+    told = {"step": training.step, "progress": min(1.0, passed), **meter.read()}
+    return told | {"train_s": training.elapsed_s, "process_s": training.process_s}
+
+
+def _drawn(draw: Draw, training: Training, meter: Meter, device: torch.device | str) -> Pairs:
+    """The pairs of the next step, some without their prompt; the meter is told how long they took."""
+    asked = time.monotonic()
+    pairs = draw(training.step, training.config.batch_size, training.rng)
+    pairs = Pairs(*(tensor.to(device) for tensor in pairs))
+    meter.waited_s += time.monotonic() - asked
+    return _without_some_prompts(pairs, training.model.config.prompt_dropout, training.rng)
 
 
 def _loss(
@@ -288,7 +313,7 @@ def errors(
     """Predicted less true scaled updates, noised to the times t."""
     u0 = scaling.update(pairs.start, pairs.target)
     t = t.to(u0)
-    noisy = add_noise(u0.cpu(), t.cpu(), rng=rng).to(u0)
+    noisy = add_noise(u0, t, rng=rng)
     metrics = scaling.condition(pairs.start_metric, pairs.prompt)
     predicted = model(noisy, t, scaling.start(pairs.start), metrics)
     return predicted.float() - u0
@@ -321,17 +346,40 @@ def _agree(training: Training, device: torch.device | str) -> tuple[float, float
     return max(shares), float(clocks[0])
 
 
-def _of_all_ranks(own: Tensor) -> list[Tensor]:
+def _check_finite(training: Training, loss: float, device: torch.device | str) -> None:
+    """Refuse to go on from numbers that are none, in all workers at once; called before they are saved.
+
+    Raises:
+        ValueError: the mean loss of any worker since its last report, or a parameter, is not finite.
+    """
+    sound = all(bool(values.isfinite().all()) for values in training.ema.parameters())
+    losses = torch.tensor(loss if sound else math.nan, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(losses)  # what is not finite makes the sum so
+    if not losses.isfinite():
+        raise ValueError(
+            f"training diverged near step {training.step} (loss {float(losses):g}); lower --lr, which is "
+            f"{training.config.lr:g}"
+        )
+
+
+def _of_all_ranks(own: Tensor, device: torch.device) -> list[Tensor]:
+    """On the CPU; gathered on the model's device, the one that the workers' backend is sure to know."""
     if not dist.is_initialized():
         return [own]
-    states = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(states, own)
-    return states
+    states = [torch.empty_like(own, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(states, own.to(device))
+    return [state.cpu() for state in states]
 
 
 def faster_precision(width: int, device: torch.device | str = "cpu") -> Precision:
-    """Times a matrix product of the model's size in both precisions; bfloat16 must make up for its casts."""
-    x, weight = torch.randn(2048, width, device=device), torch.randn(width, 4 * width, device=device)
+    """On a CPU times a matrix product of the model's size in both: bfloat16 must make up for its casts. GPUs
+    that know bfloat16 are faster with it."""
+    kind = torch.device(device).type
+    if kind != "cpu":
+        known = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if known else "float32"
+    x, weight = torch.randn(2048, width), torch.randn(width, 4 * width)
 
     def seconds(dtype: torch.dtype) -> float:
         a, b, best = x.to(dtype), weight.to(dtype), float("inf")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from generator.ablation import DEFAULT, VARIANTS, Judged, at, changed, chosen, summaries
+from generator.ablation import DEFAULT, VARIANTS, Result, at, changed, chosen, summaries
 from generator.ablation_plots import ablation_picture
 from generator.dit import DiTConfig
 from generator.train import TrainConfig
@@ -32,8 +32,8 @@ def test_variants_are_chosen_by_name() -> None:
         chosen(("min-snr", "nothing"))
 
 
-def judged(variant: str, seed: int, alignment: float, error: float = 0.1) -> Judged:
-    return Judged(
+def judged(variant: str, seed: int, alignment: float, error: float = 0.1) -> Result:
+    return Result(
         variant=variant,
         seed=seed,
         alignment=alignment,

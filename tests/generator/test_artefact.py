@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jaxtyping
@@ -17,6 +18,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, _digest
 from generator.card import model_card
+from generator.conditioning import Calibration
 from generator.dit import DiTConfig
 
 from .conftest import fitted, randomise
@@ -127,6 +129,22 @@ def test_parts_are_a_way_there_and_back(generator: WeightGenerator, digits: Task
     again = WeightGenerator.from_parts(json.loads(json.dumps(fields)), tensors)
     again.model.load_state_dict(generator.model.state_dict())
     assert torch.equal(updated(again, digits), updated(generator, digits))
+
+
+@pytest.mark.parametrize("stretch", [None, 1.5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_of_any_type_are_updated_as_float32_ones_are(
+    generator: WeightGenerator, digits: Task, dtype: torch.dtype, stretch: float | None
+) -> None:
+    asked = torch.tensor([0.1, 2.0])
+    made = replace(generator, calibration=Calibration(asked, asked, stretch) if stretch else None)
+    theta = digits.init([seeded(5, k) for k in range(3)]).to(dtype)
+    metric = torch.full((3,), 2.3, dtype=dtype)
+    out = made.update(theta, metric, 0.5, rng=seeded(1))
+    assert out.dtype == dtype
+    expected = made.update(theta.float(), metric.float(), 0.5, rng=seeded(1))
+    # float64 networks plus float32 updates: sums are not rounded to float32
+    torch.testing.assert_close(out, expected.to(dtype), rtol=1e-6, atol=1e-6)
 
 
 def test_an_untrained_generator_returns_the_start_networks(untrained: WeightGenerator, digits: Task) -> None:

@@ -12,7 +12,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, _digest
-from generator.calibration import STRETCHES, calibrate
+from generator.calibration import STRETCHES, _missed, calibrate
 from generator.card import model_card
 from generator.conditioning import Calibration
 from generator.dit import Denoiser
@@ -183,6 +183,18 @@ def test_a_generator_of_broken_networks_is_not_calibrated(
         generator.scaling, update_scale=torch.full_like(generator.scaling.update_scale, torch.nan)
     )
     assert calibrate(replace(generator, scaling=scaling), digits, starts, rng=seeded(3), num_asks=3) is None
+
+
+def test_broken_networks_miss_the_whole_range() -> None:
+    """A length of updates that breaks nine starts of ten does not win by the tenth."""
+    asked = torch.linspace(0, 1, 11)
+    exact = asked.unsqueeze(1).expand(-1, 10)
+    broken = exact.clone()
+    broken[:, 1:] = torch.nan
+    found, prompts = Calibration(asked, asked), torch.linspace(0, 1, 20)
+    assert _missed(found, asked, exact, prompts) < 1e-6
+    assert _missed(found, asked, broken, prompts) == pytest.approx(0.9)
+    assert _missed(found, asked, exact - 0.3, prompts) == pytest.approx(0.09)
 
 
 def test_training_starts_are_initialisations_of_training_runs(digits_zoo: Zoo) -> None:

@@ -238,6 +238,9 @@ def test_a_prompt_grid_measures_what_it_made(digits: Task, generator: WeightGene
     again, other = grid_of(generator, digits, theta, 0), grid_of(generator, digits, theta, 1)
     assert torch.equal(grid["theta"], again["theta"])
     assert not torch.equal(grid["theta"], other["theta"])
+    lean = prompt_grid(generator, digits, theta, seed=0, num_prompts=4, steps=2, networks=False)
+    assert lean.keys() == grid.keys() - {"theta"}
+    assert all(torch.equal(lean[name], grid[name]) for name in lean if name != "networks_per_s")
 
 
 def test_the_summary_is_made_of_test_metrics_of_held_out_runs(
@@ -245,6 +248,7 @@ def test_the_summary_is_made_of_test_metrics_of_held_out_runs(
 ) -> None:
     held_out = held_out_runs(digits_zoo, generator, 3)
     grids = [grid_of(generator, digits, held_out.theta[:, 0], seed) for seed in (0, 1)]
+    del grids[1]["theta"]  # of further seeds it needs no networks
     training = training_checkpoints(digits_zoo, generator.origin.num_training_runs)
     result, arrays = summarise(generator, held_out, grids, training, digits)
     alignments = [[*map(float, prompt_alignment(g["prompts"], g["test_loss"]))] for g in grids]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.pairs import DRAWS, Pairs, Reservoir, Runs, WindowFeed, sample_by_spacing
+from generator.pairs import DRAWS, Pairs, PairsName, Reservoir, Runs, WindowFeed, sample_by_spacing
 
 STEPS = 40
 
@@ -89,6 +89,14 @@ def test_nothing_to_draw_from_is_said() -> None:
         Reservoir(0)
 
 
+@pytest.mark.parametrize("kind", list(DRAWS))
+def test_runs_of_one_checkpoint_are_no_pairs(kind: PairsName) -> None:
+    """And have not diverged; an imported zoo may hold nothing else."""
+    runs = labelled(0, 3)
+    with pytest.raises(ValueError, match="runs have 1 checkpoint each, and a pair is two of one run"):
+        DRAWS[kind](reservoir_of(Runs(runs.z[:, :1], runs.metric[:, :1])), 5, rng=rng_of(0))
+
+
 def test_the_window_holds_the_latest_runs() -> None:
     reservoir = Reservoir(4)
     for first, num, expected in [(0, 3, {0, 1, 2}), (3, 2, {1, 2, 3, 4}), (5, 4, {5, 6, 7, 8}), (9, 1, None)]:
@@ -103,6 +111,17 @@ def test_the_same_generator_state_draws_the_same_pairs() -> None:
     first, again, other = (reservoir.sample(50, rng=rng_of(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.target, other.target)
+
+
+def test_parts_of_a_sample_are_that_sample() -> None:
+    reservoir, rng, other = reservoir_of(labelled(0, 5)), rng_of(1), rng_of(1)
+    parts = reservoir.samples(50, rng=rng, numbers=21)
+    expected = reservoir.sample(50, rng=other)
+    assert torch.equal(rng.get_state(), other.get_state()), "all is drawn before the first part is asked for"
+    parts = list(parts)
+    assert [len(part.prompt) for part in parts] == [10] * 5  # of 2 numbers each
+    for k, whole in enumerate(expected):
+        assert torch.equal(torch.cat([part[k] for part in parts]), whole)
 
 
 def stream(num_runs: int, chunk: int, epochs: int | None = None) -> Iterator[Runs]:
@@ -205,7 +224,10 @@ def test_a_feed_draws_the_pairs_it_is_told_to() -> None:
 def test_checkpoints_are_drawn_uniformly_among_the_usable() -> None:
     runs = labelled(0, 4)
     runs.metric[1, 7:] = torch.nan
-    drawn = reservoir_of(runs).checkpoints(20_000, rng=rng_of(0))
+    parts = list(reservoir_of(runs).checkpoints(20_000, rng=rng_of(0), numbers=6001))
+    assert {len(part) for part in parts[:-1]} == {3000}  # of 2 numbers each
+    drawn = torch.cat(parts)
+    assert len(drawn) == 20_000
     count = torch.bincount((drawn[:, 0] * STEPS + drawn[:, 1]).long(), minlength=4 * STEPS)
     assert not count[STEPS + 7 : 2 * STEPS].any()
     usable = count[count > 0]

@@ -1,5 +1,6 @@
 """Prompting: networks in, networks out, and clear words about files that are none."""
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,23 @@ from torch import Tensor
 
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
+from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.prompt import check_prompts, linear_prompts, load_network, prompt_networks, save_networks
+from generator.evaluate import held_out_runs, prompt_grid, training_checkpoints
+from generator.extrapolation import same_prompts
+from generator.prompt import (
+    check_prompts,
+    linear_prompts,
+    load_network,
+    measured,
+    prompt_networks,
+    save_networks,
+)
+from generator.quality import sampler_quality
+from generator.samplers import Sampling
+from generator.several import alone, together
+
+from .conftest import TRAINING_RUNS
 
 
 def state_of(task: MLPClassifier) -> dict[str, Tensor]:
@@ -163,3 +179,56 @@ def test_linear_prompts_run_from_the_best_to_a_share_of_the_start() -> None:
     prompts = linear_prompts(0.1, torch.tensor([2.0, 3.0]), 0.9, 5)
     expected = torch.tensor([[0.1, 0.525, 0.95, 1.375, 1.8], [0.1, 0.75, 1.4, 2.05, 2.7]])
     torch.testing.assert_close(prompts, expected)
+
+
+class Counting(MLPClassifier):
+    """Says which splits networks were evaluated on, network by network."""
+
+    evaluated: list[tuple[str, float]]
+
+    def evaluate(self, theta: Tensor, split: str) -> dict[str, Tensor]:
+        self.evaluated += [(split, float(row.sum())) for row in theta]
+        return super().evaluate(theta, split)
+
+
+def test_start_networks_are_measured_once_for_all_prompts_and_seeds(
+    digits: MLPClassifier, digits_zoo: Zoo, generator: WeightGenerator
+) -> None:
+    task = Counting(digits.data, digits.sizes)
+    held_out = held_out_runs(digits_zoo, generator, 3)
+    starts, training = held_out.theta[:, 0], training_checkpoints(digits_zoo, TRAINING_RUNS)
+    few: dict[str, Any] = {"num_prompts": 3, "num_seeds": 2}
+    samplings = [Sampling(steps=1), Sampling(steps=2)]
+    ways = {
+        "grid": lambda task: prompt_grid(generator, task, starts, seed=0, num_prompts=4, steps=1),
+        "same": lambda task: same_prompts(generator, task, starts, torch.tensor([0.5, 1.0]), seed=3),
+        "alone": lambda task: alone(generator, task, starts, training, "loss", **few)[1],
+        "together": lambda task: together(generator, task, starts, training, best=0.3, **few)[1],
+        "quality": lambda task: list(sampler_quality(generator, task, held_out, samplings, num_prompts=3)),
+    }
+    for name, way in ways.items():
+        task.evaluated = []
+        way(task)
+        for split, start in itertools.product(("validation", "test"), starts):
+            assert task.evaluated.count((split, float(start.sum()))) == 1, name
+
+
+def test_known_metrics_of_the_starts_change_nothing(
+    digits: MLPClassifier, generator: WeightGenerator
+) -> None:
+    starts = digits.init([seeded(5, k) for k in range(3)])
+    prompt, known = torch.full((3,), 0.5), measured(digits, starts)
+    made, again = (
+        prompt_networks(generator, digits, starts, prompt, rng=seeded(0), steps=2, updates=2, start=start)
+        for start in (None, known)
+    )
+    assert torch.equal(again.theta, made.theta)
+    assert known.keys() == made.start.keys() == again.start.keys()
+    for name, values in made.achieved[-1].items():
+        assert torch.equal(again.achieved[-1][name], values)
+    grid = prompt_grid(generator, digits, starts, seed=0, num_prompts=3, steps=1)
+    expected = [
+        prompt_networks(generator, digits, starts, wish, rng=seeded(0, k), steps=1).theta
+        for k, wish in enumerate(grid["prompts"].unbind(1))
+    ]
+    assert torch.equal(grid["theta"], torch.stack(expected, 1))

@@ -1,12 +1,14 @@
 """Scaling: updates of unit size, metrics that the denoiser can tell apart, fitted on what it is given."""
 
+import pytest
 import torch
 
 from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.pairs import Pairs
+from generator.pairs import PART_NUMBERS, Pairs, Reservoir, Runs
+from generator.scales import STD_CHECKPOINTS, TARGET_STD, single_scale
 
 
 def pairs_of(z: int, num: int = 400) -> Pairs:
@@ -83,3 +85,31 @@ def test_parameters_that_never_change_do_not_divide_by_zero(tiny: Task) -> None:
     scaling = Scaling.fit(coordinates, still, still.prompt)
     assert scaling.start(still.start).isfinite().all()
     assert scaling.update(still.start, still.target).isfinite().all()
+
+
+def test_scales_of_parts_are_those_of_the_whole_sample(tiny: Task) -> None:
+    """And those that tensors of numbers say, a start network's far from 0."""
+    coordinates = Coordinates.fit(tiny, rank=3)
+    pairs = pairs_of(coordinates.Z)
+    whole = Scaling.fit(coordinates, pairs, pairs.prompt)
+    parts = (Pairs(*each) for each in zip(*(tensor.split(70) for tensor in pairs), strict=True))
+    found = Scaling.fit_parts(coordinates, parts, pairs.prompt)
+    assert found.views == whole.views
+    for name in ("start_mean", "start_scale", "update_scale"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name))
+    fc2 = dict(coordinates.slots())["fc2.weight"]  # in no function-space coordinates: a scale of its own
+    start, update = pairs.start[:, fc2], (pairs.target - pairs.start)[:, fc2]
+    torch.testing.assert_close(found.start_mean[fc2[0]], start.mean())
+    torch.testing.assert_close(found.start_scale[fc2[0]], start.std())
+    torch.testing.assert_close(found.update_scale[fc2[0]], update.square().mean().sqrt())
+
+
+def test_the_published_scale_is_of_all_numbers_of_checkpoints() -> None:
+    rng = seeded(0)
+    reservoir = Reservoir(20)
+    z = 0.3 + 0.1 * torch.randn(20, 6, 400, generator=rng)
+    reservoir.push(Runs(z, torch.rand(20, 6, 1, generator=rng)))
+    drawn = list(reservoir.checkpoints(STD_CHECKPOINTS, rng=seeded(1)))
+    assert max(part.numel() for part in drawn) <= PART_NUMBERS < STD_CHECKPOINTS * 400
+    expected = float(torch.cat(drawn).double().std()) / TARGET_STD
+    assert single_scale(reservoir, rng=seeded(1)) == pytest.approx(expected, rel=1e-9)

@@ -1,6 +1,8 @@
 """Training: the loss falls, and a training that was killed goes on as if it had not been."""
 
+import copy
 import io
+import math
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +13,7 @@ from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
 from generator.dit import DiTConfig, WeightDiT
 from generator.pairs import Pairs
-from generator.train import OptimizerName, TrainConfig, Training, train
+from generator.train import OptimizerName, TrainConfig, Training, faster_precision, train
 
 CONFIG = TrainConfig(
     model=DiTConfig(width=16, depth=1, heads=2),
@@ -212,3 +214,41 @@ def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
 def test_impossible_configs_say_what_is_expected(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**fields)
+
+
+def test_off_the_cpu_the_precision_is_what_the_device_knows() -> None:
+    """Without a GPU nothing of it is asked for; a product of fake numbers says nothing of speed."""
+    known = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    assert faster_precision(8, "cuda") == ("bfloat16" if known else "float32")
+    assert faster_precision(8, "meta") == "float32"
+    assert faster_precision(8) in ("float32", "bfloat16")
+
+
+def test_a_training_that_diverges_says_so_and_leaves_the_last_finite_state(problem: Problem) -> None:
+    config = TrainConfig(**vars(CONFIG) | {"lr": 1e18, "checkpoint_every": 1})
+    reports, states = [], []
+
+    def report(metrics: dict, state: dict | None) -> None:
+        reports.append(metrics)
+        states.append(copy.deepcopy(state))
+
+    with pytest.raises(ValueError, match=r"training diverged near step \d+ \(loss \w+\); lower --lr"):
+        train(problem.model(config), problem.draw, problem.scaling, config, report=report)
+    assert 0 < len(states) < 40
+    assert all(math.isfinite(entry["loss"]) for entry in reports)
+    assert all(v.isfinite().all() for part in ("model", "ema") for v in states[-1][part].values())
+
+
+def test_a_parameter_that_is_no_number_is_not_saved_before_a_loss_shows_it(problem: Problem) -> None:
+    """Its step's loss was of the parameters before."""
+    states = []
+
+    def draw(step: int, num: int, rng: torch.Generator) -> Pairs:
+        if step == 4:  # the last one before a checkpoint
+            next(model.parameters()).register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+        return problem.draw(step, num, rng)
+
+    config, model = TrainConfig(**vars(CONFIG) | {"checkpoint_every": 5}), problem.model(CONFIG)
+    with pytest.raises(ValueError, match=r"diverged near step 5 \(loss nan\)"):
+        train(model, draw, problem.scaling, config, report=lambda metrics, state: states.append(state))
+    assert states == []
