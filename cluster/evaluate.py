@@ -351,6 +351,8 @@ def _check(config: EvaluateConfig) -> None:
     task = task_of(config, zoo)
     if config.suite.amortise:
         spent_on(config.generator, zoo)
+    if config.suite.rivals:
+        _ = zoo.header.runs_plan  # refused where runs were imported: rivals are trained as these were
     if config.suite.fine_tune:
         steps_per_epoch(task, zoo.header.runs_plan.batch_size[0])  # refused where there are no epochs
 
