@@ -113,7 +113,7 @@ def train_alone(config: GeneratorConfig) -> None:
     limit = generator.origin.num_training_runs
     run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     most = min(zoo.header.num_runs, max(1, int(config.reservoir_gib * 2**30 / run_bytes)))
-    runs = reservoir_of(zoo, generator.coordinates, 0, limit, most, config.hole)
+    runs = reservoir_of(zoo, generator.coordinates, 0, limit, most, config.hole, generator.origin.columns)
     draw = DRAWS[config.training.pairs]
     path = config.out / STATE
     state = torch.load(path, weights_only=True) if path.exists() else None

@@ -171,6 +171,15 @@ def test_an_interrupted_training_goes_on_from_its_last_state(
     assert not (broken.out / STATE).exists()
 
 
+def test_a_training_alone_learns_from_all_metrics_and_is_judged(digits_zoo: Zoo, tmp_path: Path) -> None:
+    base = alone(digits_zoo, tmp_path / "both")
+    asked = replace(base, metrics=("loss", "error"), training=replace(base.training, steps=3))
+    train_alone(asked)
+    assert WeightGenerator.load(asked.out).metrics == ("loss", "error")
+    found = Jury.of(asked, digits_zoo, num_networks=2, num_prompts=2).judged(asked.out)
+    assert set(found["one_update"]) == {"test_loss", "test_error"}
+
+
 def test_a_jury_judges_all_by_the_same_initialisations_and_prompts(digits_zoo: Zoo, tmp_path: Path) -> None:
     base = alone(digits_zoo, tmp_path / "one")
     jury = Jury.of(base, digits_zoo, num_networks=3, num_prompts=4)
