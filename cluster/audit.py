@@ -34,6 +34,7 @@ from generator.samplers import SamplerName
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
 NUM_PROMPTS = 8
@@ -142,7 +143,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     if config.source is not None:  # a default is relative to where this process runs, and no worker does
         config = dataclasses.replace(config, generator=config.source.absolute())
     zoo = Zoo.open(config.zoo)
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     generator = WeightGenerator.load(config.source) if config.source is not None else None
     first = _first_held_out(config, zoo, generator)
     held_out = finished_runs(zoo, first, config.num_networks)
@@ -204,7 +205,7 @@ def _check(config: AuditConfig) -> None:
     check_measurable(zoo, "an audit")
     if config.source is not None:
         check_belongs(WeightGenerator.load(config.source), zoo)
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
         open_folder(config.generated, None, task=task)
 

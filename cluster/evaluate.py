@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ckpt_factory import Task, make, with_options
+from ckpt_factory import Task, with_options
 from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
 from generator.amortise import amortised
@@ -41,6 +41,7 @@ from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
 from .suite import Evaluated, part_remotely, spent_on
+from .tasks import task_of_zoo
 
 DISTANCES = ("distance_generated", "distance_held_out", "distance_ratio")
 """What an audit measures of distances, that an evaluation measures without one, too."""
@@ -117,10 +118,9 @@ def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
     """The zoo's task, with as many episodes as asked for.
 
     Raises:
-        ValueError: the task knows no episodes, or its images are not there.
+        ValueError: the task knows no episodes, or its images are not there, or others.
     """
-    id = id_of_task(config, zoo)
-    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+    return task_of_zoo(zoo, config.data_root, id=id_of_task(config, zoo), data=data)
 
 
 def id_of_task(config: EvaluateConfig, zoo: Zoo) -> str:

@@ -20,6 +20,7 @@ from generator.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say
+from .tasks import task_of_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     num = len(next(iter(wishes.values())))
     check_writable(config.out)
     spec = generator.coordinates.spec
-    task = make(generator.origin.task, data_root=config.data_root)
+    task = task_of_generator(generator.origin, config.data_root)
     if config.start is not None:
         starts = load_network(config.start, spec)
     else:
@@ -232,7 +233,7 @@ def _check(config: PromptConfig) -> None:
     check_names(generator.metrics, list(config.named or [generator.metric]))
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
-    make(generator.origin.task, data_root=config.data_root)
+    task_of_generator(generator.origin, config.data_root)
     check_writable(config.out)
 
 

@@ -16,7 +16,6 @@ from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from ckpt_factory import make
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, WeightGenerator
@@ -40,6 +39,7 @@ from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .requests import REQUEST, check_held, wanted_of
+from .tasks import task_of_generator, task_of_zoo
 from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log, resume_log
 
@@ -54,7 +54,7 @@ Observe = Callable[[WeightGenerator, Report, dict[str, Any] | None], Report]
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     """The generator before training: coordinates and scales fitted on training runs alone."""
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     num_training = zoo.header.num_training_runs(config.held_out)
     if num_training < 1:
         raise ValueError(
@@ -152,7 +152,7 @@ def behaviour_in(config: TrainConfig, generator: WeightGenerator, data_root: Pat
     Raises:
         ValueError: it shall, and the task's networks answer no examples.
     """
-    task = make(generator.origin.task, data_root=data_root)
+    task = task_of_generator(generator.origin, data_root)
     return behaviour_of(task, generator.coordinates, config.behaviour, config.behaviour_examples)
 
 
@@ -191,7 +191,7 @@ def check(config: GeneratorConfig) -> Zoo:
     check_writable(config.out)
     if not zoo.finished_units():
         raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     zoo.header.check_prompted(task)
     columns_of_names(config.metrics, zoo.header, task)
     return zoo

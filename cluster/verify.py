@@ -14,6 +14,7 @@ from ckpt_factory.zoo import Zoo
 
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .tasks import task_of_zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,7 @@ def _task(zoo: Zoo, config: VerifyConfig) -> Task | None:
     """The zoo's task on the data that it was made on, where metrics can be measured again."""
     if not zoo.header.remeasurable:
         return None
-    task = make(zoo.header.task, data_root=config.data_root)
-    zoo.header.check_inputs(task)
-    return task
+    return task_of_zoo(zoo, config.data_root)
 
 
 COMMAND = Command(
