@@ -20,10 +20,11 @@ from generator.pairs import DRAWS
 from generator.reading import reservoir_of
 from generator.train import Precision, faster_precision, train
 
+from .fitted import FITTED
 from .jury import Jury
 from .progress import say
 from .requests import REQUEST, check_held
-from .train import behaviour_in, prepare
+from .train import begun, behaviour_in, prepare
 from .train_config import GeneratorConfig
 from .training_log import LOG, following_all, read_log, resume_log
 
@@ -109,14 +110,14 @@ def train_and_judge(config: GeneratorConfig, jury: Jury) -> None:
 def train_alone(config: GeneratorConfig) -> None:
     """Train a generator in this process, on a zoo in its memory, and save it."""
     zoo = Zoo.open(config.zoo)
-    generator = prepare(config, zoo)
+    path = config.out / STATE
+    state = torch.load(path, weights_only=True) if path.exists() else None
+    generator = begun(config, zoo, None if state else prepare(config, zoo))
     limit = generator.origin.num_training_runs
     run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     most = min(zoo.header.num_runs, max(1, int(config.reservoir_gib * 2**30 / run_bytes)))
     runs = reservoir_of(zoo, generator.coordinates, 0, limit, most, config.hole, generator.origin.columns)
     draw = DRAWS[config.training.pairs]
-    path = config.out / STATE
-    state = torch.load(path, weights_only=True) if path.exists() else None
     resume_log(config.out, state["step"] if state else None)
 
     def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
@@ -139,6 +140,7 @@ def train_alone(config: GeneratorConfig) -> None:
     metrics = _facts(config, zoo, generator)
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
     path.unlink()
+    (config.out / FITTED).unlink()
 
 
 def _facts(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> dict[str, Any]:

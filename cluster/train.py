@@ -35,6 +35,7 @@ from generator.train import Report, TrainConfig, faster_precision, train
 from .calibration import calibrated
 from .command import Command
 from .data import name_of, partition, stream_runs, training_datasets
+from .fitted import FITTED, read_fitted, write_fitted
 from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
@@ -76,6 +77,19 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     reference = reservoir.best(zoo.header.objective)
     made = WeightGenerator.untrained(origin, coordinates, scaling, model, config.training.seed, reference)
     return replace(made, sampling=config.sampling)
+
+
+def begun(config: GeneratorConfig, zoo: Zoo, fresh: WeightGenerator | None = None) -> WeightGenerator:
+    """The generator as it was when the training in `config.out` began, or as it is when it does so now.
+
+    Args:
+        fresh: prepared just now, where the training begins.
+    """
+    if fresh is None and (found := read_fitted(config.out, seed=config.training.seed)) is not None:
+        return found
+    generator = fresh or prepare(config, zoo)
+    write_fitted(config.out, generator)
+    return generator
 
 
 def make_trainer(
@@ -230,7 +244,7 @@ def fit(
     started = time.monotonic()
     saved = (config.out / RAY_FOLDER).glob("*/step-*")
     resume_log(config.out, max((int(path.name.removeprefix("step-")) for path in saved), default=None))
-    generator = generator or prepare(config, zoo)
+    generator = begun(config, zoo, generator)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
     trainer = make_trainer(config, zoo, generator, observe, callbacks)
     try:
@@ -247,6 +261,7 @@ def fit(
     metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
     shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
+    (config.out / FITTED).unlink(missing_ok=True)
     return metrics
 
 

@@ -15,14 +15,17 @@ from cluster import contest, generator_bench
 from cluster.ablate import AblateConfig, ablate, smoke
 from cluster.cli import run
 from cluster.contest import RESULT, STATE, train_alone
+from cluster.fitted import FITTED
 from cluster.generator_bench import OURS, PUBLISHED, changes, recipes
 from cluster.jury import Jury
 from cluster.train_config import GeneratorConfig
 from generator.ablation import CHANGES, DEFAULT, VARIANTS, _said, between
-from generator.artefact import MODEL, WeightGenerator
+from generator.artefact import MODEL, NORMALIZATION, WeightGenerator
 from generator.dit import DiTConfig
 from generator.gpt.recipe import published_training
 from generator.train import TrainConfig
+
+from .conftest import mirror_coordinates
 
 TINY = TrainConfig(
     model=DiTConfig(width=16, depth=1, heads=2),
@@ -147,7 +150,7 @@ def test_help_names_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_interrupted_training_goes_on_from_its_last_state(
     digits_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the same model as one that was not interrupted."""
+    """To the same model as one that was not interrupted, though this machine fits other coordinates."""
     whole, broken = (alone(digits_zoo, tmp_path / name) for name in ("whole", "broken"))
     train_alone(whole)
     saves = []
@@ -163,12 +166,15 @@ def test_an_interrupted_training_goes_on_from_its_last_state(
         train_alone(broken)
     monkeypatch.undo()
     assert torch.load(broken.out / STATE, weights_only=True)["step"] == 20
+    mirror_coordinates(monkeypatch)
     train_alone(broken)
-    models = [safetensors.torch.load_file(each.out / MODEL) for each in (whole, broken)]
-    torch.testing.assert_close(*models, rtol=0, atol=0)
+    for name in (MODEL, NORMALIZATION):
+        parts = [safetensors.torch.load_file(each.out / name) for each in (whole, broken)]
+        torch.testing.assert_close(*parts, rtol=0, atol=0)
     trained = json.loads((broken.out / "config.json").read_text())["training"]
     assert (trained["steps"], trained["pairs"]) == (35, 35 * 16)
     assert not (broken.out / STATE).exists()
+    assert not (broken.out / FITTED).exists()
 
 
 def test_a_training_alone_learns_from_all_metrics_and_is_judged(digits_zoo: Zoo, tmp_path: Path) -> None:
