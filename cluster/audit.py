@@ -97,8 +97,7 @@ class AuditConfig:
 @ray.remote(num_cpus=1)
 def part_remotely(name: str, id: str, data: Any, data_root: Path | None, shared: Any, *args: Any) -> Any:
     torch.set_num_threads(1)
-    task = make(id, data=data) if data is not None else make(id, data_root=data_root)
-    return PARTS[name](task, shared, *args)
+    return PARTS[name](make(id, data=data, data_root=data_root), shared, *args)
 
 
 @ray.remote(num_cpus=1)
@@ -107,7 +106,7 @@ def grid_remotely(config: AuditConfig, id: str, data: Any, theta: torch.Tensor) 
     assert config.generator is not None
     return prompt_grid(
         WeightGenerator.load(config.generator),
-        make(id, data=data) if data is not None else make(id, data_root=config.data_root),
+        make(id, data=data, data_root=config.data_root),
         theta,
         seed=config.thoroughness.seed,
         num_prompts=config.num_prompts or NUM_PROMPTS,
@@ -147,7 +146,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     generator = WeightGenerator.load(config.source) if config.source is not None else None
     first = _first_held_out(config, zoo, generator)
     held_out = finished_runs(zoo, first, config.num_networks)
-    data, done = ray.put(getattr(task, "data", None)), 0
+    data, done = ray.put(task.data), 0
     sampled = PARTS_OF_A_ZOO if config.generated is not None else 1
     with ProgressBar("audit", NUM_PARTS + sampled, "parts") as bar:
 

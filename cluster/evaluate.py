@@ -199,7 +199,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "alone, and copies of what is missing go unnoticed",
             label="warning",
         )
-    data = ray.put(getattr(task, "data", None))
+    data = ray.put(task.data)
     refs = _remote_parts(config, generator, zoo, data)
     more = NUM_PARTS if config.audit else PARTS_OF_A_ZOO if config.distance_networks else 0
     with ProgressBar("evaluate", sum(map(len, refs.values())) + more, "parts") as bar:

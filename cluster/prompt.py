@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
@@ -141,7 +140,7 @@ def prompt_remotely(
     generator = WeightGenerator.load(config.generator)
     return prompt_networks(
         generator,
-        make(generator.origin.task, data=data),
+        task_of_generator(generator.origin, config.data_root, data=data),
         theta,
         prompt,
         rng=seeded(config.seed, 1),
@@ -167,7 +166,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         starts = task.init([seeded(config.seed, 0, k) for k in range(config.num_networks or 4)])
     theta = starts.repeat_interleave(num, 0)
     wish = {name: torch.tensor(values).repeat(len(starts)) for name, values in wishes.items()}
-    made = ray.get(prompt_remotely.remote(config, ray.put(getattr(task, "data", None)), theta, wish))
+    made = ray.get(prompt_remotely.remote(config, ray.put(task.data), theta, wish))
     keys = {name: "prompt" if config.named is None else f"prompt_{name}" for name in wishes}
     names = []
     for k in range(len(theta)):

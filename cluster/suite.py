@@ -53,8 +53,7 @@ def material_of(evaluated: Evaluated, data: Any) -> Material:
         generator = replace(generator, sampling=sampling, calibration=None)
     best = generator.best_metric if evaluated.best is None else evaluated.best
     held_out = held_out_runs(zoo, generator, evaluated.num_networks)
-    given = {"data_root": evaluated.data_root} if data is None else {"data": data}
-    task = make(evaluated.task, **given)
+    task = make(evaluated.task, data=data, data_root=evaluated.data_root)
     return Material(generator, zoo, task, held_out, best, evaluated.num_prompts, evaluated.num_seeds)
 
 
