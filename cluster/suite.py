@@ -61,7 +61,7 @@ def spent_on(generator: Path, zoo: Zoo) -> Spent:
     """What a generator and its zoo have cost, as both have recorded it.
 
     Raises:
-        ValueError: the zoo has no record, as one that was imported.
+        ValueError: one has no record, as a zoo or a generator that was imported.
     """
     reports = logged(zoo)
     runs, cpu_s = (sum(each[name] for each in reports) for name in ("runs", "cpu_s"))
@@ -71,8 +71,13 @@ def spent_on(generator: Path, zoo: Zoo) -> Spent:
             "out"
         )
     trained = json.loads((generator / CONFIG).read_text())["training"]
+    if "cpu_s" not in trained:
+        raise ValueError(
+            f"the generator in {generator} has no record of the CPU seconds of its training; leave "
+            "--amortise out, or train it anew"
+        )
     return Spent(
         zoo_s=cpu_s / runs * sum(len(zoo.header.run_ids(unit)) for unit in zoo.finished_units()),
-        training_s=trained["train_s"] * trained["config"]["num_workers"],
+        training_s=trained["cpu_s"],
         run_s=cpu_s / runs,
     )

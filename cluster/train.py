@@ -296,6 +296,7 @@ def _metrics(
         "steps": int(state["step"]),
         "pairs": pairs,
         "train_s": float(state["elapsed_s"]),
+        "cpu_s": float(state["process_s"]) * config.num_workers,
         "loss": curve[-1]["loss"] if curve else None,
         "divergence": curve[-1].get("divergence") if curve else None,
         "pairs_per_s": pairs / float(state["elapsed_s"]),

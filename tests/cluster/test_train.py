@@ -44,7 +44,9 @@ def test_training_writes_an_artefact_that_loads_and_its_loss_falls(trained: Path
     curve = train.read_log(trained / train.LOG)
     assert [entry["step"] for entry in curve] == list(range(20, 241, 20))
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
-    assert json.loads((trained / "config.json").read_text())["training"]["pairs"] == 240 * 32 * 2
+    facts = json.loads((trained / "config.json").read_text())["training"]
+    assert facts["pairs"] == 240 * 32 * 2
+    assert facts["cpu_s"] == 2 * curve[-1]["process_s"]
 
 
 def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path, digits_zoo: Zoo) -> None:
