@@ -45,7 +45,7 @@ class Zoo:
         """
         path = Path(path)
         try:
-            text = (path / HEADER).read_text()
+            text = (path / HEADER).read_text(encoding="utf-8")
             fields = json.loads(text)
             version = fields.get("schema_version") if isinstance(fields, dict) else None
         except FileNotFoundError:
@@ -88,7 +88,9 @@ class Zoo:
         old, new = old | old.pop("plan"), new | new.pop("plan")
         empty = {"unused": [], "hyper": {}}  # then they are not in the text
         check_same(f"{path} holds another zoo", empty | old, empty | new)
-        if (path / HEADER).read_text() != header.to_json():  # the same settings, but not the very bytes
+        if (path / HEADER).read_text(
+            encoding="utf-8"
+        ) != header.to_json():  # the same settings, but not the very bytes
             write_text(path / HEADER, header.to_json())
         zoo.remove_leftovers()
         return zoo

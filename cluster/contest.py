@@ -89,7 +89,7 @@ def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], ju
     if len(failed) == len(trainings):
         raise ValueError(f"all {len(failed)} trainings failed: {failed[0]}")
     return [
-        Judged(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text()))
+        Judged(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text(encoding="utf-8")))
         for (name, seed), config in trainings.items()
         if (config.out / RESULT).exists()
     ]
@@ -101,7 +101,7 @@ def train_and_judge(config: GeneratorConfig, jury: Jury) -> None:
     torch.set_num_threads(1)
     if not (config.out / CONFIG).exists():
         train_alone(config)
-    trained = json.loads((config.out / CONFIG).read_text())["training"]
+    trained = json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     facts = {name: trained[name] for name in ("cpu_s", "steps", "pairs", "parameters")}
     judged = jury.judged(config.out, seed=config.training.seed)
     write_text(config.out / RESULT, json.dumps(judged | facts, indent=2) + "\n")
@@ -124,7 +124,7 @@ def train_alone(config: GeneratorConfig) -> None:
         if state is not None:
             with atomic_path(path) as temporary:
                 torch.save(state, temporary)
-        with (config.out / LOG).open("a") as file:
+        with (config.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     ema = train(

@@ -148,7 +148,7 @@ class CheckpointFactory:
         left = set(todo)
         with (
             full_disk_named(zoo.path / LOG),
-            (zoo.path / LOG).open("a") as log,
+            (zoo.path / LOG).open("a", encoding="utf-8") as log,
             _bar(zoo, left),
         ):
             for unit, report in run_units(
@@ -239,7 +239,9 @@ def all_lost(metrics: Mapping[str, Any]) -> bool:
 def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
-    for line in (zoo.path / LOG).read_text().splitlines() if (zoo.path / LOG).exists() else []:
+    for line in (
+        (zoo.path / LOG).read_text(encoding="utf-8").splitlines() if (zoo.path / LOG).exists() else []
+    ):
         with contextlib.suppress(json.JSONDecodeError):
             report = json.loads(line)
             found[report["unit"]] = report

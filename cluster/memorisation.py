@@ -133,7 +133,8 @@ def measure_memorisation(comparison: Comparison) -> dict[str, Any]:
                 ray.get(ref)
                 bar.update(done)
     rows = [
-        {name: row[name] for name in KEPT} | json.loads((folders[row["name"]] / AUDIT).read_text())
+        {name: row[name] for name in KEPT}
+        | json.loads((folders[row["name"]] / AUDIT).read_text(encoding="utf-8"))
         for row in swept["trials"]
     ]
     return write_results(rows, comparison.out)

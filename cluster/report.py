@@ -44,7 +44,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     zoo, generator = Zoo.open(config.zoo), WeightGenerator.load(config.generator)
     check_belongs(generator, zoo)
     try:
-        result = json.loads((config.evaluation / RESULT).read_text())
+        result = json.loads((config.evaluation / RESULT).read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "prompt_alignment" not in result:
             raise ValueError(f"its {RESULT} is not one of theta evaluate")
         if result.get("arrays") != sha256(config.evaluation / ARRAYS):
@@ -86,7 +86,7 @@ def read_film(config: ReportConfig) -> bytes:
     """
     assert config.watch is not None
     try:
-        watched = json.loads((config.watch / RESULT).read_text())
+        watched = json.loads((config.watch / RESULT).read_text(encoding="utf-8"))
         gif = (config.watch / "policies.gif").read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(

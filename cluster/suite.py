@@ -70,7 +70,7 @@ def spent_on(generator: Path, zoo: Zoo) -> Spent:
             f"zoo {zoo.path} has no record of what its runs have cost (factory.log.jsonl); leave --amortise "
             "out"
         )
-    trained = json.loads((generator / CONFIG).read_text())["training"]
+    trained = json.loads((generator / CONFIG).read_text(encoding="utf-8"))["training"]
     if "cpu_s" not in trained:
         raise ValueError(
             f"the generator in {generator} has no record of the CPU seconds of its training; leave "

@@ -239,7 +239,7 @@ def fit(
     config = _claim(config, zoo)
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
-        return json.loads((config.out / CONFIG).read_text())["training"]
+        return json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     check_resources(config)
     started = time.monotonic()
     saved = (config.out / RAY_FOLDER).glob("*/step-*")

@@ -22,7 +22,7 @@ class TrainingLog(UserCallback):
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics[0]) + "\n")
 
 
@@ -31,7 +31,7 @@ def read_log(path: Path) -> list[dict[str, float | int]]:
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # a line that a kill has torn
             entries.append(json.loads(line))
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
