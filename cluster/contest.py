@@ -99,8 +99,7 @@ def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], ju
 def train_and_judge(config: GeneratorConfig, jury: Jury) -> None:
     """What is interrupted goes on from its last state; what is done is not done again."""
     torch.set_num_threads(1)
-    if not (config.out / CONFIG).exists():
-        train_alone(config)
+    train_alone(config)
     trained = json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     facts = {name: trained[name] for name in ("cpu_s", "steps", "pairs", "parameters")}
     judged = jury.judged(config.out, seed=config.training.seed)
@@ -108,7 +107,14 @@ def train_and_judge(config: GeneratorConfig, jury: Jury) -> None:
 
 
 def train_alone(config: GeneratorConfig) -> None:
-    """Train a generator in this process, on a zoo in its memory, and save it."""
+    """Train a generator in this process, on a zoo in its memory, and save it, if that is not yet done."""
+    if not (config.out / CONFIG).exists():
+        _train_alone(config)
+    for name in (STATE, FITTED):  # of no more use, be it that one was killed before this
+        (config.out / name).unlink(missing_ok=True)
+
+
+def _train_alone(config: GeneratorConfig) -> None:
     zoo = Zoo.open(config.zoo)
     path = config.out / STATE
     state = torch.load(path, weights_only=True) if path.exists() else None
@@ -139,8 +145,6 @@ def train_alone(config: GeneratorConfig) -> None:
     generator.model.load_state_dict(ema.state_dict())
     metrics = _facts(config, zoo, generator)
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    path.unlink()
-    (config.out / FITTED).unlink()
 
 
 def _facts(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Prompting networks from the command line, as one remote call."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from generator.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say
+from .result import RESULT
 from .tasks import task_of_generator
 
 
@@ -56,7 +58,7 @@ class PromptConfig:
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
-    """Folder for the networks, one safetensors state_dict each."""
+    """Folder for the networks, one safetensors state_dict each, in place of those of a prompt before."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
 
@@ -172,6 +174,8 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     for k in range(len(theta)):
         asked = (f"{keys[name].removeprefix('prompt_')}-{value[k]:.6g}" for name, value in wish.items())
         names.append("-".join([f"network-{k // num:03d}", *asked]))
+    if removed := remove_former(config.out, () if config.start is None else (config.start,)):
+        say(f"in place of {removed} networks that {config.out} held from a prompt before")
     save_networks(config.out, spec, made.theta, names)
     for warning in check_made(generator, made):
         say(warning, label="warning")
@@ -183,6 +187,29 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for k, name in enumerate(names)
     ]
     return rows, _result(generator, made, rows, by_name=config.named is not None)
+
+
+def remove_former(folder: Path, keep: Sequence[Path]) -> int:
+    """Remove the networks that the result.json of an earlier prompt lists, and nothing else, so that a folder
+    holds those of one prompt alone; returns how many they were.
+
+    Args:
+        keep: files that stay, whoever made them.
+    """
+    try:
+        networks = json.loads((folder / RESULT).read_text(encoding="utf-8"))["networks"]
+        files = [folder / Path(row["file"]).name for row in networks]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is of another command
+        return 0
+    kept = {path.resolve() for path in keep}
+    former = [
+        path
+        for path in files
+        if path.suffix == ".safetensors" and path.is_file() and path.resolve() not in kept
+    ]
+    for path in former:
+        path.unlink()
+    return len(former)
 
 
 def _result(

@@ -239,6 +239,7 @@ def fit(
     config = _claim(config, zoo)
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
+        _forget(config.out)
         return json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     check_resources(config)
     started = time.monotonic()
@@ -260,9 +261,14 @@ def fit(
     metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
     metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
-    (config.out / FITTED).unlink(missing_ok=True)
+    _forget(config.out)
     return metrics
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a finished training would have been resumed from."""
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+    (folder / FITTED).unlink(missing_ok=True)
 
 
 def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, steps: int) -> WeightGenerator:

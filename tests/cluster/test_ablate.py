@@ -175,6 +175,12 @@ def test_an_interrupted_training_goes_on_from_its_last_state(
     assert (trained["steps"], trained["pairs"]) == (35, 35 * 16)
     assert not (broken.out / STATE).exists()
     assert not (broken.out / FITTED).exists()
+    saved = (broken.out / MODEL).stat().st_mtime_ns
+    for name in (STATE, FITTED):  # as if it had been killed when it had just saved its generator
+        (broken.out / name).touch()
+    train_alone(broken)
+    assert not [name for name in (STATE, FITTED) if (broken.out / name).exists()]
+    assert (broken.out / MODEL).stat().st_mtime_ns == saved
 
 
 def test_a_training_alone_learns_from_all_metrics_and_is_judged(digits_zoo: Zoo, tmp_path: Path) -> None:

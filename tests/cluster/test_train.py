@@ -51,8 +51,10 @@ def test_training_writes_an_artefact_that_loads_and_its_loss_falls(trained: Path
 
 def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path, digits_zoo: Zoo) -> None:
     before = (trained / MODEL).stat().st_mtime_ns
+    (trained / FITTED).touch()  # as if it had been killed when it had just saved its generator
     assert train.fit(config(digits_zoo, trained))["steps"] == 240
     assert (trained / MODEL).stat().st_mtime_ns == before
+    assert not (trained / FITTED).exists()
     with pytest.raises(ValueError, match=r"holds another training, with rank 128 \(now 0\)"):
         train.fit(config(digits_zoo, trained, rank=0))
 
