@@ -142,6 +142,12 @@ class Zoo:
         h = self.header
         return checkpoint_schema(h.task, h.spec, h.metrics, h.dtype)
 
+    @cached_property
+    def runs_columns(self) -> list[str]:
+        """Names of the columns of the runs table."""
+        h = self.header
+        return runs_schema(h.task, h.spec, h.unit_settings(0)[0], h.metrics).names
+
     def write_unit(self, unit: int, rows: Rows, names: Sequence[str] | None = None) -> dict[str, int]:
         """Commit the checkpoints of one stack. Its bytes are a function of the header: twice writes the same.
 
@@ -267,12 +273,12 @@ class Zoo:
 
     def read_unit_runs(self, unit: int) -> pa.Table:
         """The runs table of one unit."""
-        path, h = self.runs_path(unit), self.header
+        path = self.runs_path(unit)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(_damaged(path, error)) from None
-        if table.column_names != runs_schema(h.task, h.spec, h.unit_settings(0)[0], h.metrics).names:
+        if table.column_names != self.runs_columns:
             raise ValueError(_damaged(path, "its columns are not those of zoo.json"))
         return table
 

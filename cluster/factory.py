@@ -123,8 +123,8 @@ class CheckpointFactory:
                 say(f"making shard {unit} anew: {problem}")
         elif damaged := zoo.unreadable_units():
             say(f"{damaged[0]}", label="warning")
-        done = zoo.finished_units()
-        todo = [unit for unit in range(zoo.header.num_units) if unit not in set(done)]
+        done = set(zoo.finished_units())
+        todo = [unit for unit in range(zoo.header.num_units) if unit not in done]
         if done:
             say(f"resuming {zoo.path}: {len(done)} of {zoo.header.num_units} shards are there already")
         reports, failed = self._make(zoo, task, todo) if todo else ([], {})

@@ -34,7 +34,7 @@ from generator.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
 from .command import Command
-from .data import name_of, partition, stream_runs, training_datasets
+from .data import name_of, partition, runs_per_batch, stream_runs, training_datasets
 from .fitted import FITTED, read_fitted, write_fitted
 from .moments import measured
 from .progress import say
@@ -110,6 +110,7 @@ def make_trainer(
             "parts": generator.to_parts(),
             "data_root": config.data_root,
             "capacity_runs": max(1, int(config.reservoir_gib * 2**30 / run_bytes)),
+            "runs_per_batch": runs_per_batch(run_bytes),
             "num_runs": [sum(group.num_runs for group in part) for part in parts],
         },
         datasets=training_datasets(zoo, generator, parts),  # pyright: ignore[reportArgumentType]
@@ -142,7 +143,8 @@ def train_loop(loop_config: dict[str, Any], observe: Observe | None = None) -> N
     rank = ray.train.get_context().get_world_rank()
     num_runs, capacity = loop_config["num_runs"][rank], loop_config["capacity_runs"]
     epochs = 1 if num_runs <= capacity else None  # what fits into memory is read once
-    runs = stream_runs(ray.train.get_dataset_shard(name_of(rank)), epochs=epochs)
+    shard = ray.train.get_dataset_shard(name_of(rank))
+    runs = stream_runs(shard, batch_size=loop_config["runs_per_batch"], epochs=epochs)
     feed = WindowFeed(runs, num_runs, capacity_runs=capacity, pairs=config.pairs)
     state = last_state()
     feed.begin(state["step"] if state else 0)

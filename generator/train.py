@@ -78,7 +78,8 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which a killed training goes on."""
     checkpoint_every_s: float = 20.0
-    """Seconds between checkpoints, where that comes first."""
+    """Seconds between checkpoints, where that comes first; more where writing one takes a second or longer:
+    20 times as long as that."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "behaviour_examples", "report_every", "checkpoint_every"):
@@ -108,6 +109,8 @@ class TrainConfig:
 
 SYNC_EVERY = 10
 """Steps between agreements of all workers on how much of the training has passed."""
+SAVES_APART = 20.0
+"""From a checkpoint to the next it takes at least so many times as long as to write one."""
 
 Report = Callable[[dict[str, float | int], dict[str, Any] | None], None]
 """(metrics, the state if this is a checkpoint) -> None."""
@@ -124,6 +127,8 @@ class Training:
         self.step, self.elapsed_s = 0, 0.0
         self.process_s = 0.0
         """CPU seconds of this process, without what reports took."""
+        self.save_s = 0.0
+        """What the last checkpoint took."""
 
     def update(self, loss: Tensor, progress: float) -> None:
         """One optimizer step, and the average follows."""
@@ -232,14 +237,16 @@ def train(
         if step % SYNC_EVERY == 0 or not meter.pairs:
             progress, agreed_s = _agree(training, device)
         ends = max(progress, step / config.steps) >= 1
-        late = agreed_s - saved_s >= config.checkpoint_every_s
+        late = agreed_s - saved_s >= max(config.checkpoint_every_s, SAVES_APART * training.save_s)
         save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
             metrics = {"step": step, "progress": min(1.0, max(progress, step / config.steps)), **meter.read()}
             metrics |= {"train_s": training.elapsed_s, "process_s": training.process_s}
+            asked = time.monotonic()
             report(metrics, training.state_dict() if save else None)
             since = time.process_time()
-            saved_s = agreed_s if save else saved_s
+            if save:
+                saved_s, training.save_s = agreed_s, time.monotonic() - asked
         if ends:
             return training.ema
         asked = time.monotonic()
@@ -309,16 +316,19 @@ def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
 
 
 def _agree(training: Training, device: torch.device | str) -> tuple[float, float]:
-    """(share of the training that has passed, by steps or by a clock; seconds): rank 0's clocks are all's."""
+    """(share of the training that has passed, by steps or by a clock; seconds): rank 0's clocks are all's,
+    and so is what its last checkpoint took."""
     config = training.config
-    clocks = torch.tensor([training.elapsed_s, training.process_s], dtype=torch.float64, device=device)
+    own = [training.elapsed_s, training.process_s, training.save_s]
+    clocks = torch.tensor(own, dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.broadcast(clocks, 0)
+    elapsed_s, process_s, training.save_s = clocks.tolist()
     shares = [training.step / config.steps]
-    for passed, budget in zip(clocks.tolist(), (config.time_budget_s, config.cpu_budget_s), strict=True):
+    for passed, budget in ((elapsed_s, config.time_budget_s), (process_s, config.cpu_budget_s)):
         if budget is not None:
             shares.append(passed / budget)
-    return max(shares), float(clocks[0])
+    return max(shares), elapsed_s
 
 
 def _of_all_ranks(own: Tensor) -> list[Tensor]:
