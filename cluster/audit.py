@@ -29,7 +29,7 @@ from generator.evaluate import finished_runs, prompt_grid
 from generator.frontier import frontier_picture
 from generator.hole import Hole
 from generator.novelty import evenly
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Trajectory
 
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
@@ -67,9 +67,17 @@ class AuditConfig:
     """Share of the zoo's runs, the last ones, that whoever made --generated never saw; default 0.1, or what
     --generator was trained with."""
     steps: int | None = None
-    """Sampling steps of an update; default the generator's own."""
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
     sampler: SamplerName | None = None
-    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
     thoroughness: AuditSettings = field(default_factory=AuditSettings)
 
     def __post_init__(self) -> None:
@@ -80,7 +88,7 @@ class AuditConfig:
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
         if self.generated is not None:
-            for name in ("num_prompts", "steps", "sampler"):
+            for name in ("num_prompts", "steps", "sampler", "trajectory", "guidance"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for networks of a generator; leave it out with --generated")
         if self.held_out is not None and (self.generated is None or self.generator is not None):
@@ -112,6 +120,8 @@ def grid_remotely(config: AuditConfig, id: str, data: Any, theta: torch.Tensor) 
         num_prompts=config.num_prompts or NUM_PROMPTS,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 

@@ -225,21 +225,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
+        **_sampled_as(config, generator),
+        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
+        "num_networks": len(held_out.run_ids),
+        "num_seeds": config.num_seeds,
+        "wall_s": time.monotonic() - started,
+    }
+
+
+def _sampled_as(config: EvaluateConfig, generator: WeightGenerator) -> dict[str, Any]:
+    """How the networks of an evaluation were sampled."""
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+    return {
         "sampler": sampling.sampler,
         "sampling_steps": sampling.steps,
         "trajectory": sampling.trajectory,
         "guidance": sampling.guidance,
-        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
         "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
-        "num_networks": len(held_out.run_ids),
-        "num_seeds": config.num_seeds,
-        "wall_s": time.monotonic() - started,
     }
 
 

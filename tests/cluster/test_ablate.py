@@ -147,6 +147,16 @@ def test_help_names_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert {variant.name for variant in VARIANTS} <= {*words, "default"}
 
 
+def test_help_says_how_many_trainings_a_comparison_of_generators_takes(
+    both: tuple[GeneratorConfig, GeneratorConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(["bench", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    with_the_long_one = len(changes(*both)) + 1
+    assert f"at equal CPU time: {with_the_long_one} trainings a seed" in words
+
+
 def test_an_interrupted_training_goes_on_from_its_last_state(
     digits_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
