@@ -175,7 +175,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         asked = (f"{keys[name].removeprefix('prompt_')}-{value[k]:.6g}" for name, value in wish.items())
         names.append("-".join([f"network-{k // num:03d}", *asked]))
     if removed := remove_former(config.out, () if config.start is None else (config.start,)):
-        say(f"in place of {removed} networks that {config.out} held from a prompt before")
+        say(f"removed {removed} networks of the prompt before from {config.out}")
     save_networks(config.out, spec, made.theta, names)
     for warning in check_made(generator, made):
         say(warning, label="warning")
