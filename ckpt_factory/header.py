@@ -48,6 +48,20 @@ def columns_of(task: Task) -> tuple[str, ...]:
     return tuple(f"{split}_{name}" for split in SPLITS for name in task.metrics)
 
 
+def check_inputs(task: Task, inputs: str, of: str, cure: str = "give that data with --data-root") -> None:
+    """Refuse a task with other data than the inputs "the zoo was made on", as far as their normalisation
+    tells; inputs that nobody noted are any.
+
+    Raises:
+        ValueError: its networks' inputs are made in another way.
+    """
+    if inputs and task.inputs != inputs:
+        raise ValueError(
+            f"this data is not what {of}: its inputs are {inputs}, here they are {task.inputs or 'unknown'}; "
+            f"{cure}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ZooHeader:
     """What a zoo holds, fixed when it is begun: zoo.json."""
@@ -118,16 +132,8 @@ class ZooHeader:
         return not isinstance(self.plan, Imported) or self.plan.measured
 
     def check_inputs(self, task: Task) -> None:
-        """Refuse a task with other data than the zoo was made on, as far as their normalisation tells.
-
-        Raises:
-            ValueError: its networks' inputs are made in another way.
-        """
-        if self.inputs and task.inputs != self.inputs:
-            raise ValueError(
-                f"this data is not what the zoo was made on: its inputs are {self.inputs}, here they are "
-                f"{task.inputs or 'unknown'}; give the zoo's own data with --data-root"
-            )
+        """Refuse a task with other data than the zoo was made on, as `check_inputs` of this module."""
+        check_inputs(task, self.inputs, "the zoo was made on")
 
     def check_prompted(self, task: Task) -> None:
         """Refuse prompts about what the task cannot measure, a source's own metric: none could be answered.

@@ -45,7 +45,7 @@ class Zoo:
         """
         path = Path(path)
         try:
-            text = (path / HEADER).read_text()
+            text = (path / HEADER).read_text(encoding="utf-8")
             fields = json.loads(text)
             version = fields.get("schema_version") if isinstance(fields, dict) else None
         except FileNotFoundError:
@@ -88,7 +88,9 @@ class Zoo:
         old, new = old | old.pop("plan"), new | new.pop("plan")
         empty = {"unused": [], "hyper": {}}  # then they are not in the text
         check_same(f"{path} holds another zoo", empty | old, empty | new)
-        if (path / HEADER).read_text() != header.to_json():  # the same settings, but not the very bytes
+        if (path / HEADER).read_text(
+            encoding="utf-8"
+        ) != header.to_json():  # the same settings, but not the very bytes
             write_text(path / HEADER, header.to_json())
         zoo.remove_leftovers()
         return zoo
@@ -139,6 +141,12 @@ class Zoo:
     def schema(self) -> pa.Schema:
         h = self.header
         return checkpoint_schema(h.task, h.spec, h.metrics, h.dtype)
+
+    @cached_property
+    def runs_columns(self) -> list[str]:
+        """Names of the columns of the runs table."""
+        h = self.header
+        return runs_schema(h.task, h.spec, h.unit_settings(0)[0], h.metrics).names
 
     def write_unit(self, unit: int, rows: Rows, names: Sequence[str] | None = None) -> dict[str, int]:
         """Commit the checkpoints of one stack. Its bytes are a function of the header: twice writes the same.
@@ -265,12 +273,12 @@ class Zoo:
 
     def read_unit_runs(self, unit: int) -> pa.Table:
         """The runs table of one unit."""
-        path, h = self.runs_path(unit), self.header
+        path = self.runs_path(unit)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(_damaged(path, error)) from None
-        if table.column_names != runs_schema(h.task, h.spec, h.unit_settings(0)[0], h.metrics).names:
+        if table.column_names != self.runs_columns:
             raise ValueError(_damaged(path, "its columns are not those of zoo.json"))
         return table
 

@@ -29,11 +29,12 @@ from generator.evaluate import finished_runs, prompt_grid
 from generator.frontier import frontier_picture
 from generator.hole import Hole
 from generator.novelty import evenly
-from generator.samplers import SamplerName
+from generator.samplers import SamplerName, Trajectory
 
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
 NUM_PROMPTS = 8
@@ -66,9 +67,17 @@ class AuditConfig:
     """Share of the zoo's runs, the last ones, that whoever made --generated never saw; default 0.1, or what
     --generator was trained with."""
     steps: int | None = None
-    """Sampling steps of an update; default the generator's own."""
+    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
+    are not calibrated."""
     sampler: SamplerName | None = None
-    """Ancestral (ddpm) or deterministic (ddim) sampling; default the generator's own."""
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
     thoroughness: AuditSettings = field(default_factory=AuditSettings)
 
     def __post_init__(self) -> None:
@@ -79,7 +88,7 @@ class AuditConfig:
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
         if self.generated is not None:
-            for name in ("num_prompts", "steps", "sampler"):
+            for name in ("num_prompts", "steps", "sampler", "trajectory", "guidance"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for networks of a generator; leave it out with --generated")
         if self.held_out is not None and (self.generated is None or self.generator is not None):
@@ -96,8 +105,7 @@ class AuditConfig:
 @ray.remote(num_cpus=1)
 def part_remotely(name: str, id: str, data: Any, data_root: Path | None, shared: Any, *args: Any) -> Any:
     torch.set_num_threads(1)
-    task = make(id, data=data) if data is not None else make(id, data_root=data_root)
-    return PARTS[name](task, shared, *args)
+    return PARTS[name](make(id, data=data, data_root=data_root), shared, *args)
 
 
 @ray.remote(num_cpus=1)
@@ -106,12 +114,14 @@ def grid_remotely(config: AuditConfig, id: str, data: Any, theta: torch.Tensor) 
     assert config.generator is not None
     return prompt_grid(
         WeightGenerator.load(config.generator),
-        make(id, data=data) if data is not None else make(id, data_root=config.data_root),
+        make(id, data=data, data_root=config.data_root),
         theta,
         seed=config.thoroughness.seed,
         num_prompts=config.num_prompts or NUM_PROMPTS,
         steps=config.steps,
         sampler=config.sampler,
+        trajectory=config.trajectory,
+        guidance=config.guidance,
     )
 
 
@@ -142,11 +152,11 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     if config.source is not None:  # a default is relative to where this process runs, and no worker does
         config = dataclasses.replace(config, generator=config.source.absolute())
     zoo = Zoo.open(config.zoo)
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     generator = WeightGenerator.load(config.source) if config.source is not None else None
     first = _first_held_out(config, zoo, generator)
     held_out = finished_runs(zoo, first, config.num_networks)
-    data, done = ray.put(getattr(task, "data", None)), 0
+    data, done = ray.put(task.data), 0
     sampled = PARTS_OF_A_ZOO if config.generated is not None else 1
     with ProgressBar("audit", NUM_PARTS + sampled, "parts") as bar:
 
@@ -204,7 +214,7 @@ def _check(config: AuditConfig) -> None:
     check_measurable(zoo, "an audit")
     if config.source is not None:
         check_belongs(WeightGenerator.load(config.source), zoo)
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
         open_folder(config.generated, None, task=task)
 

@@ -93,7 +93,7 @@ class BenchConfig:
     memorisation: the same training on 250 to 64,000 runs, and the audit of each: what is remembered, and
     what is learned. As long as its trainings take; killed, the same command goes on.
     generator: ours against the published one on a zoo of digits, and what every difference between them
-    brings, at equal CPU time: 17 trainings a seed; hours, the same command again goes on."""
+    brings, at equal CPU time: 19 trainings a seed; hours, the same command again goes on."""
     out: Path = Path("runs/bench")
     """Folder for result.json; what is measured is written below it and removed."""
     repeats: int = 5

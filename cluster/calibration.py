@@ -7,7 +7,6 @@ from typing import Any
 import ray
 import torch
 
-from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
@@ -19,6 +18,7 @@ from generator.samplers import SamplerName, Trajectory
 
 from .belongs import check_belongs
 from .command import Command
+from .tasks import task_of_zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def calibrated_remotely(
     torch.set_num_threads(1)
     zoo = Zoo.open(path)
     starts = training_starts(zoo, generator.origin.num_training_runs, num_starts)
-    task = make(zoo.header.task, data_root=data_root)
+    task = task_of_zoo(zoo, data_root)
     return calibrate(generator, task, starts, rng=torch.Generator().manual_seed(seed))
 
 
@@ -106,7 +106,7 @@ def _check(config: CalibrateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
     check_belongs(_own(config), zoo)
-    make(zoo.header.task, data_root=config.data_root)
+    task_of_zoo(zoo, config.data_root)
 
 
 COMMAND = Command(

@@ -6,9 +6,7 @@ import difflib
 import functools
 import importlib
 import io
-import json
 import logging
-import math
 import os
 import re
 import sys
@@ -154,13 +152,13 @@ def _run_command(name: str, command: Command, args: list[str]) -> int:
             result, out, status = ray.get(ray.remote(command.run).remote(config))
     else:
         result, out, status = command.run(config)
-    from ckpt_factory.files import check_writable, write_text  # noqa: PLC0415  with torch: not for an overview
+    from ckpt_factory.files import check_writable  # noqa: PLC0415  with torch: not for an overview
+
+    from .result import RESULT, write_result  # noqa: PLC0415  as above
 
     result.setdefault("wall_s", time.monotonic() - started)
     check_writable(out)
-    write_text(
-        out / "result.json", json.dumps(_finite(result), indent=2, default=str, allow_nan=False) + "\n"
-    )
+    write_result(out, result)
     table = Table(Column("result", no_wrap=True), Column("value", overflow="fold"), title=f"theta {name}")
     for key, value in result.items():
         if value is not None and not isinstance(value, list | dict):
@@ -173,7 +171,7 @@ def _run_command(name: str, command: Command, args: list[str]) -> int:
                 else str(value),
             )
     Console().print(table)
-    say(f"written: {out / 'result.json'}")
+    say(f"written: {out / RESULT}")
     return status
 
 
@@ -301,15 +299,6 @@ def _check_out(config: Any) -> None:
             raise ValueError(
                 f"--out is {config.out}, which is --{each.name.replace('_', '-')} too; give another"
             )
-
-
-def _finite(value: Any) -> Any:
-    """The same for JSON, which knows no infinity (a step count never reached) and no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _take_preset(name: str, command: Command, args: list[str]) -> tuple[str | None, list[str]]:

@@ -20,10 +20,11 @@ from generator.pairs import DRAWS
 from generator.reading import reservoir_of
 from generator.train import Precision, faster_precision, train
 
+from .fitted import FITTED
 from .jury import Jury
 from .progress import say
 from .requests import REQUEST, check_held
-from .train import behaviour_in, prepare
+from .train import begun, behaviour_in, prepare
 from .train_config import GeneratorConfig
 from .training_log import LOG, following_all, read_log, resume_log
 
@@ -88,7 +89,7 @@ def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], ju
     if len(failed) == len(trainings):
         raise ValueError(f"all {len(failed)} trainings failed: {failed[0]}")
     return [
-        Result(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text()))
+        Result(variant=name, seed=seed, **json.loads((config.out / RESULT).read_text(encoding="utf-8")))
         for (name, seed), config in trainings.items()
         if (config.out / RESULT).exists()
     ]
@@ -98,32 +99,38 @@ def contend(title: str, trainings: Mapping[tuple[str, int], GeneratorConfig], ju
 def train_and_judge(config: GeneratorConfig, jury: Jury) -> None:
     """What is interrupted goes on from its last state; what is done is not done again."""
     torch.set_num_threads(1)
-    if not (config.out / CONFIG).exists():
-        train_alone(config)
-    trained = json.loads((config.out / CONFIG).read_text())["training"]
+    train_alone(config)
+    trained = json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     facts = {name: trained[name] for name in ("cpu_s", "steps", "pairs", "parameters")}
     judged = jury.judged(config.out, seed=config.training.seed)
     write_text(config.out / RESULT, json.dumps(judged | facts, indent=2) + "\n")
 
 
 def train_alone(config: GeneratorConfig) -> None:
-    """Train a generator in this process, on a zoo in its memory, and save it."""
+    """Train a generator in this process, on a zoo in its memory, and save it, if that is not yet done."""
+    if not (config.out / CONFIG).exists():
+        _train_alone(config)
+    for name in (STATE, FITTED):  # of no more use, be it that one was killed before this
+        (config.out / name).unlink(missing_ok=True)
+
+
+def _train_alone(config: GeneratorConfig) -> None:
     zoo = Zoo.open(config.zoo)
-    generator = prepare(config, zoo)
+    path = config.out / STATE
+    state = torch.load(path, weights_only=True) if path.exists() else None
+    generator = begun(config, zoo, None if state else prepare(config, zoo))
     limit = generator.origin.num_training_runs
     run_bytes = 4 * generator.coordinates.Z * zoo.header.plan.num_checkpoints
     most = min(zoo.header.num_runs, max(1, int(config.reservoir_gib * 2**30 / run_bytes)))
-    runs = reservoir_of(zoo, generator.coordinates, 0, limit, most, config.hole)
+    runs = reservoir_of(zoo, generator.coordinates, 0, limit, most, config.hole, generator.origin.columns)
     draw = DRAWS[config.training.pairs]
-    path = config.out / STATE
-    state = torch.load(path, weights_only=True) if path.exists() else None
     resume_log(config.out, state["step"] if state else None)
 
     def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> None:
         if state is not None:
             with atomic_path(path) as temporary:
                 torch.save(state, temporary)
-        with (config.out / LOG).open("a") as file:
+        with (config.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
     ema = train(
@@ -138,7 +145,6 @@ def train_alone(config: GeneratorConfig) -> None:
     generator.model.load_state_dict(ema.state_dict())
     metrics = _facts(config, zoo, generator)
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    path.unlink()
 
 
 def _facts(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator) -> dict[str, Any]:

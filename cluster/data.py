@@ -19,7 +19,8 @@ from generator.origin import Origin
 from generator.pairs import Runs
 from generator.reading import encoded, metrics_of
 
-RUNS_PER_BATCH = 64
+BATCH_RUNS, BATCH_BYTES = 64, 2**25
+"""A batch of runs is of at most so many, and of no more bytes unless a single run has more."""
 
 
 class RowGroup(NamedTuple):
@@ -88,15 +89,22 @@ def read_runs(row: dict[str, Any], *, zoo_path: Path, parts: Any) -> list[dict[s
     return [{"z": z.numpy(), "metric": metric.numpy()} for z, metric in zip(*runs, strict=True)]
 
 
-def stream_runs(shard: DataIterator | None, *, epochs: int | None, prefetch: int = 4) -> Iterator[Runs]:
-    """The runs of a worker's dataset, epoch after epoch (None: endlessly), read ahead by a thread."""
+def runs_per_batch(run_bytes: int) -> int:
+    return max(1, min(BATCH_RUNS, BATCH_BYTES // run_bytes))
+
+
+def stream_runs(
+    shard: DataIterator | None, *, batch_size: int, epochs: int | None, prefetch: int = 4
+) -> Iterator[Runs]:
+    """The runs of a worker's dataset, epoch after epoch (None: endlessly), `batch_size` at a time, read ahead
+    by a thread."""
     assert shard is not None, "train_loop runs under Ray Train, with its datasets"
     ahead: queue.Queue[Runs | BaseException] = queue.Queue(prefetch)
 
     def read() -> None:
         try:
             for _ in itertools.count() if epochs is None else range(epochs):
-                for batch in shard.iter_batches(batch_size=RUNS_PER_BATCH, batch_format="numpy"):
+                for batch in shard.iter_batches(batch_size=batch_size, batch_format="numpy"):
                     ahead.put(Runs(torch.tensor(batch["z"]), torch.tensor(batch["metric"])))
         except BaseException as error:  # handed to the training loop, which raises it
             ahead.put(error)

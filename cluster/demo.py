@@ -1,7 +1,6 @@
 """The whole job on an embedded default: one command from nothing to a report."""
 
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from typing import Any
 
 import ray
 
-from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.files import check_writable
 
 from . import evaluate, factory, factory_config, report, train, train_config
 from .command import Command
 from .progress import say
+from .result import write_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             num_seeds=config.num_seeds,
         )
     )
-    write_text(evaluation / "result.json", json.dumps(evaluated, indent=2) + "\n")
+    write_result(evaluation, evaluated)
     say("4/4 report")
     written = report.report(
         report.ReportConfig(zoo=zoo, generator=generator, evaluation=evaluation, out=config.out)

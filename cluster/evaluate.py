@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ckpt_factory import Task, make, with_options
+from ckpt_factory import Task, with_options
 from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
 from generator.amortise import amortised
@@ -41,6 +41,7 @@ from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
 from .suite import Evaluated, part_remotely, spent_on
+from .tasks import task_of_zoo
 
 DISTANCES = ("distance_generated", "distance_held_out", "distance_ratio")
 """What an audit measures of distances, that an evaluation measures without one, too."""
@@ -117,10 +118,9 @@ def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
     """The zoo's task, with as many episodes as asked for.
 
     Raises:
-        ValueError: the task knows no episodes, or its images are not there.
+        ValueError: the task knows no episodes, or its images are not there, or others.
     """
-    id = id_of_task(config, zoo)
-    return make(id, data=data) if data is not None else make(id, data_root=config.data_root)
+    return task_of_zoo(zoo, config.data_root, id=id_of_task(config, zoo), data=data)
 
 
 def id_of_task(config: EvaluateConfig, zoo: Zoo) -> str:
@@ -200,7 +200,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "alone, and copies of what is missing go unnoticed",
             label="warning",
         )
-    data = ray.put(getattr(task, "data", None))
+    data = ray.put(task.data)
     refs = _remote_parts(config, generator, zoo, data)
     more = NUM_PARTS if config.audit else PARTS_OF_A_ZOO if config.distance_networks else 0
     with ProgressBar("evaluate", sum(map(len, refs.values())) + more, "parts") as bar:
@@ -226,21 +226,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
         safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
+        **_sampled_as(config, generator),
+        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
+        "num_networks": len(held_out.run_ids),
+        "num_seeds": config.num_seeds,
+        "wall_s": time.monotonic() - started,
+    }
+
+
+def _sampled_as(config: EvaluateConfig, generator: WeightGenerator) -> dict[str, Any]:
+    """How the networks of an evaluation were sampled."""
+    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+    return {
         "sampler": sampling.sampler,
         "sampling_steps": sampling.steps,
         "trajectory": sampling.trajectory,
         "guidance": sampling.guidance,
-        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
         "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
-        "num_networks": len(held_out.run_ids),
-        "num_seeds": config.num_seeds,
-        "wall_s": time.monotonic() - started,
     }
 
 
@@ -352,6 +359,8 @@ def _check(config: EvaluateConfig) -> None:
     task = task_of(config, zoo)
     if config.suite.amortise:
         spent_on(config.generator, zoo)
+    if config.suite.rivals:
+        _ = zoo.header.runs_plan  # refused where runs were imported: rivals are trained as these were
     if config.suite.fine_tune:
         steps_per_epoch(task, zoo.header.runs_plan.batch_size[0])  # refused where there are no epochs
 

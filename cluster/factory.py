@@ -25,7 +25,7 @@ from ckpt_factory.zoo import HEADER, Zoo, ZooHeader
 from .command import Command, Outcome
 from .factory_config import PRESETS, FactoryConfig
 from .progress import ProgressBar, followed, rate, say
-from .tasks import know_policies
+from .tasks import know_policies, task_of_zoo
 from .under_way import EVERY_S, UnderWay
 from .units import ATTEMPTS, run_units
 
@@ -47,11 +47,11 @@ class ZooResult:
 class FactoryActor:
     """Trains stacks, one thread, data from the object store."""
 
-    def __init__(self, zoo_path: Path, data: Any, device: str):
+    def __init__(self, zoo_path: Path, data: Any, data_root: Path | None, device: str):
         torch.set_num_threads(1)
         self.device = device
         self.zoo = Zoo.open(zoo_path)
-        self.task = make(self.zoo.header.task, data=data)
+        self.task = task_of_zoo(self.zoo, data_root, data=data)
 
     def run(self, unit: int) -> dict[str, Any]:
         started, cpu = time.time(), time.process_time()
@@ -123,8 +123,8 @@ class CheckpointFactory:
                 say(f"making shard {unit} anew: {problem}")
         elif damaged := zoo.unreadable_units():
             say(f"{damaged[0]}", label="warning")
-        done = zoo.finished_units()
-        todo = [unit for unit in range(zoo.header.num_units) if unit not in set(done)]
+        done = set(zoo.finished_units())
+        todo = [unit for unit in range(zoo.header.num_units) if unit not in done]
         if done:
             say(f"resuming {zoo.path}: {len(done)} of {zoo.header.num_units} shards are there already")
         reports, failed = self._make(zoo, task, todo) if todo else ([], {})
@@ -140,7 +140,7 @@ class CheckpointFactory:
         """Reports of the units made, and of those set aside the reason."""
         reports: list[dict[str, Any]] = []
         failed: dict[int, str] = {}
-        data = ray.put(getattr(task, "data", None))
+        data = ray.put(task.data)
         kind, gpus = ("GPU", 1) if self.config.use_gpu else ("CPU", 0)
         num_actors = self.num_actors or max(1, int(ray.cluster_resources().get(kind, 1)))
         actor = FactoryActor.options(num_gpus=gpus)
@@ -148,11 +148,11 @@ class CheckpointFactory:
         left = set(todo)
         with (
             full_disk_named(zoo.path / LOG),
-            (zoo.path / LOG).open("a") as log,
+            (zoo.path / LOG).open("a", encoding="utf-8") as log,
             _bar(zoo, left),
         ):
             for unit, report in run_units(
-                lambda: actor.remote(zoo.path.absolute(), data, device),
+                lambda: actor.remote(zoo.path.absolute(), data, self.config.data_root, device),
                 todo,
                 num_actors,
                 fatal=(DiskFullError,),
@@ -239,7 +239,9 @@ def all_lost(metrics: Mapping[str, Any]) -> bool:
 def logged(zoo: Zoo) -> list[dict[str, Any]]:
     """The last report of every unit; a line that a kill has torn is left out."""
     found: dict[int, dict[str, Any]] = {}
-    for line in (zoo.path / LOG).read_text().splitlines() if (zoo.path / LOG).exists() else []:
+    for line in (
+        (zoo.path / LOG).read_text(encoding="utf-8").splitlines() if (zoo.path / LOG).exists() else []
+    ):
         with contextlib.suppress(json.JSONDecodeError):
             report = json.loads(line)
             found[report["unit"]] = report

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_factory import make
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.evaluate import held_out_runs, prompt_alignment, prompt_grid, training_checkpoints
 
+from .tasks import task_of_zoo
 from .train_config import GeneratorConfig
 
 
@@ -45,7 +45,7 @@ class Jury:
         generator, zoo = WeightGenerator.load(folder), Zoo.open(self.zoo)
         all_but_held_out = replace(generator, origin=replace(generator.origin, num_training_runs=self.first))
         starts = held_out_runs(zoo, all_but_held_out, self.num_networks).theta[:, 0]
-        task = make(zoo.header.task, data_root=self.data_root)
+        task = task_of_zoo(zoo, self.data_root)
         grid = prompt_grid(generator, task, starts, seed=seed, num_prompts=self.num_prompts, best=self.best)
         alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
         one = {key: float(grid[key][:, 0].mean()) for key in grid if key.startswith("test_")}

@@ -11,7 +11,6 @@ from typing import Any
 import ray
 import torch
 
-from ckpt_factory import make
 from ckpt_factory.files import write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
@@ -24,6 +23,7 @@ from generator.train import TrainConfig
 from .progress import ProgressBar, say
 from .sweeps import TuneConfig
 from .tables import print_table
+from .tasks import task_of_zoo
 from .trials import Judge
 from .tune import judge_of, sweep
 
@@ -101,7 +101,7 @@ def audit_remotely(judge: Judge, folder: Path) -> None:
     found = memorised(
         WeightGenerator.load(folder),
         zoo,
-        make(zoo.header.task, data_root=judge.data_root),
+        task_of_zoo(zoo, judge.data_root),
         first=judge.first,
         best=judge.best,
         num_networks=judge.num_networks,
@@ -133,7 +133,8 @@ def measure_memorisation(comparison: Comparison) -> dict[str, Any]:
                 ray.get(ref)
                 bar.update(done)
     rows = [
-        {name: row[name] for name in KEPT} | json.loads((folders[row["name"]] / AUDIT).read_text())
+        {name: row[name] for name in KEPT}
+        | json.loads((folders[row["name"]] / AUDIT).read_text(encoding="utf-8"))
         for row in swept["trials"]
     ]
     return write_results(rows, comparison.out)

@@ -1,5 +1,6 @@
 """Prompting networks from the command line, as one remote call."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ckpt_factory import make
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
@@ -20,6 +20,8 @@ from generator.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say
+from .result import RESULT
+from .tasks import task_of_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class PromptConfig:
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
-    """Folder for the networks, one safetensors state_dict each."""
+    """Folder for the networks, one safetensors state_dict each, in place of those of a prompt before."""
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
 
@@ -140,7 +142,7 @@ def prompt_remotely(
     generator = WeightGenerator.load(config.generator)
     return prompt_networks(
         generator,
-        make(generator.origin.task, data=data),
+        task_of_generator(generator.origin, config.data_root, data=data),
         theta,
         prompt,
         rng=seeded(config.seed, 1),
@@ -159,19 +161,21 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     num = len(next(iter(wishes.values())))
     check_writable(config.out)
     spec = generator.coordinates.spec
-    task = make(generator.origin.task, data_root=config.data_root)
+    task = task_of_generator(generator.origin, config.data_root)
     if config.start is not None:
         starts = load_network(config.start, spec)
     else:
         starts = task.init([seeded(config.seed, 0, k) for k in range(config.num_networks or 4)])
     theta = starts.repeat_interleave(num, 0)
     wish = {name: torch.tensor(values).repeat(len(starts)) for name, values in wishes.items()}
-    made = ray.get(prompt_remotely.remote(config, ray.put(getattr(task, "data", None)), theta, wish))
+    made = ray.get(prompt_remotely.remote(config, ray.put(task.data), theta, wish))
     keys = {name: "prompt" if config.named is None else f"prompt_{name}" for name in wishes}
     names = []
     for k in range(len(theta)):
         asked = (f"{keys[name].removeprefix('prompt_')}-{value[k]:.6g}" for name, value in wish.items())
         names.append("-".join([f"network-{k // num:03d}", *asked]))
+    if removed := remove_former(config.out, () if config.start is None else (config.start,)):
+        say(f"removed {removed} networks of the prompt before from {config.out}")
     save_networks(config.out, spec, made.theta, names)
     for warning in check_made(generator, made):
         say(warning, label="warning")
@@ -183,6 +187,29 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for k, name in enumerate(names)
     ]
     return rows, _result(generator, made, rows, by_name=config.named is not None)
+
+
+def remove_former(folder: Path, keep: Sequence[Path]) -> int:
+    """Remove the networks that the result.json of an earlier prompt lists, and nothing else, so that a folder
+    holds those of one prompt alone; returns how many they were.
+
+    Args:
+        keep: files that stay, whoever made them.
+    """
+    try:
+        networks = json.loads((folder / RESULT).read_text(encoding="utf-8"))["networks"]
+        files = [folder / Path(row["file"]).name for row in networks]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is of another command
+        return 0
+    kept = {path.resolve() for path in keep}
+    former = [
+        path
+        for path in files
+        if path.suffix == ".safetensors" and path.is_file() and path.resolve() not in kept
+    ]
+    for path in former:
+        path.unlink()
+    return len(former)
 
 
 def _result(
@@ -232,7 +259,7 @@ def _check(config: PromptConfig) -> None:
     check_names(generator.metrics, list(config.named or [generator.metric]))
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
-    make(generator.origin.task, data_root=config.data_root)
+    task_of_generator(generator.origin, config.data_root)
     check_writable(config.out)
 
 

@@ -1,6 +1,7 @@
 """How training workers find each other: on one machine through a file, since a port would be open to all."""
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,15 +30,18 @@ class LoopbackTorchConfig(TorchConfig):
 class FileRendezvous(TorchConfig().backend_cls):
     """Workers of one machine join their process group through a file that only its user can read."""
 
+    folder: str = ""
+    """Of the file, while there are workers."""
+
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        folder = tempfile.mkdtemp(prefix="thetaforge-")
+        self.folder = tempfile.mkdtemp(prefix="thetaforge-")
         size = len(worker_group)
         ray.get(
             [
                 worker_group.execute_single_async(
                     rank,
                     join,
-                    f"{folder}/store",
+                    f"{self.folder}/store",
                     rank,
                     size,
                     backend_config.backend,
@@ -46,6 +50,12 @@ class FileRendezvous(TorchConfig().backend_cls):
                 for rank in range(size)
             ]
         )
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:  # workers may be dead
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def join(path: str, rank: int, size: int, backend: str, timeout_s: int) -> None:

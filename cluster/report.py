@@ -1,11 +1,14 @@
 """Writing the HTML report of a zoo, its generator and their evaluation."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo, sha256
@@ -16,6 +19,7 @@ from .belongs import check_belongs
 from .command import Command
 from .evaluate import ARRAYS
 from .progress import say
+from .result import RESULT
 from .training_log import LOG, read_log
 
 
@@ -40,11 +44,11 @@ def report(config: ReportConfig) -> dict[str, Any]:
     zoo, generator = Zoo.open(config.zoo), WeightGenerator.load(config.generator)
     check_belongs(generator, zoo)
     try:
-        result = json.loads((config.evaluation / "result.json").read_text())
-        if not isinstance(result, dict) or not isinstance(result.get("prompt_alignment"), float):
-            raise ValueError("its result.json is not one of theta evaluate")
+        result = json.loads((config.evaluation / RESULT).read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "prompt_alignment" not in result:
+            raise ValueError(f"its {RESULT} is not one of theta evaluate")
         if result.get("arrays") != sha256(config.evaluation / ARRAYS):
-            raise ValueError(f"{ARRAYS} is not of this result.json")
+            raise ValueError(f"{ARRAYS} is not of this {RESULT}")
         arrays = safetensors.torch.load_file(config.evaluation / ARRAYS)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
@@ -60,9 +64,18 @@ def report(config: ReportConfig) -> dict[str, Any]:
     film = read_film(config) if config.watch else None
     check_writable(config.out)
     path = config.out / "report.html"
+    result |= _never_reached(result, arrays)
     write_text(path, render_report(zoo, generator, result, arrays, read_log(config.generator / LOG), film))
     say(f"report: {path.absolute()}")
     return {"report": str(path), "prompt_alignment": result["prompt_alignment"]}
+
+
+def _never_reached(result: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict[str, float]:
+    """The equivalent steps that result.json has as null, since most runs never got there: infinite."""
+    steps = arrays.get("sgd_steps")
+    if steps is None or not steps.median().isinf():
+        return {}
+    return {name: math.inf for name in ("sgd_equivalent_steps", "sgd_equivalent_env_steps") if name in result}
 
 
 def read_film(config: ReportConfig) -> bytes:
@@ -73,7 +86,7 @@ def read_film(config: ReportConfig) -> bytes:
     """
     assert config.watch is not None
     try:
-        watched = json.loads((config.watch / "result.json").read_text())
+        watched = json.loads((config.watch / RESULT).read_text(encoding="utf-8"))
         gif = (config.watch / "policies.gif").read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(

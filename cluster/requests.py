@@ -33,7 +33,7 @@ def check_held(
         ValueError: the note is damaged, or of "another training".
     """
     try:
-        held = json.loads(path.read_text())
+        held = json.loads(path.read_text(encoding="utf-8"))
         held, wanted = UNSAID | held | held.pop("training"), wanted | wanted["training"]
         if also is not None:
             held[also]

@@ -30,9 +30,11 @@ class RayConfig(AddressConfig):
             raise ValueError(f"num_cpus is {self.num_cpus}; expected at least 1")
 
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 LOOPBACK_ONLY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+    "GLOO_SOCKET_IFNAME": LOOPBACK,
+    "NCCL_SOCKET_IFNAME": f"={LOOPBACK}",  # this very one; by itself it would take loopback last of all
 }
 """What makes Ray, and the process groups of training in it, bind 127.0.0.1 and nothing else."""
 QUIET = {

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_factory import make
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.evaluate import held_out_runs
@@ -18,6 +17,7 @@ from generator.uncertainty import measure_moments
 from .belongs import check_belongs
 from .progress import say
 from .tables import print_table
+from .tasks import task_of_zoo
 
 PICTURE = "samplers.png"
 MOMENT_PAIRS = 512
@@ -49,7 +49,7 @@ def measure_samplers(
         if 1 < n <= GRID
     ]
     held_out = held_out_runs(zoo, generator, num_networks)
-    task = make(zoo.header.task, data_root=data_root)
+    task = task_of_zoo(zoo, data_root)
     rows: list[dict[str, Any]] = []
     for row in sampler_quality(generator, task, held_out, samplings, num_prompts=num_prompts):
         rows.append(row)

@@ -27,7 +27,9 @@ def measure_scaling(runs_per_actor: int, repeats: int, folder: Path) -> dict[str
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             out = Path(temporary) / "zoo"
             make_zoo(out, "--num-runs", actors * runs_per_actor, "--num-cpus", actors)
-            logs[actors].append(log := [json.loads(line) for line in (out / LOG).read_text().splitlines()])
+            logs[actors].append(
+                log := [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+            )
         return throughput(log)
 
     samples = interleaved({actors: lambda actors=actors: probe(actors) for actors in logs}, repeats)

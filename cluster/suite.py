@@ -53,8 +53,7 @@ def material_of(evaluated: Evaluated, data: Any) -> Material:
         generator = replace(generator, sampling=sampling, calibration=None)
     best = generator.best_metric if evaluated.best is None else evaluated.best
     held_out = held_out_runs(zoo, generator, evaluated.num_networks)
-    given = {"data_root": evaluated.data_root} if data is None else {"data": data}
-    task = make(evaluated.task, **given)
+    task = make(evaluated.task, data=data, data_root=evaluated.data_root)
     return Material(generator, zoo, task, held_out, best, evaluated.num_prompts, evaluated.num_seeds)
 
 
@@ -62,7 +61,7 @@ def spent_on(generator: Path, zoo: Zoo) -> Spent:
     """What a generator and its zoo have cost, as both have recorded it.
 
     Raises:
-        ValueError: the zoo has no record, as one that was imported.
+        ValueError: one has no record, as a zoo or a generator that was imported.
     """
     reports = logged(zoo)
     runs, cpu_s = (sum(each[name] for each in reports) for name in ("runs", "cpu_s"))
@@ -71,9 +70,14 @@ def spent_on(generator: Path, zoo: Zoo) -> Spent:
             f"zoo {zoo.path} has no record of what its runs have cost (factory.log.jsonl); leave --amortise "
             "out"
         )
-    trained = json.loads((generator / CONFIG).read_text())["training"]
+    trained = json.loads((generator / CONFIG).read_text(encoding="utf-8"))["training"]
+    if "cpu_s" not in trained:
+        raise ValueError(
+            f"the generator in {generator} has no record of the CPU seconds of its training; leave "
+            "--amortise out, or train it anew"
+        )
     return Spent(
         zoo_s=cpu_s / runs * sum(len(zoo.header.run_ids(unit)) for unit in zoo.finished_units()),
-        training_s=trained["train_s"] * trained["config"]["num_workers"],
+        training_s=trained["cpu_s"],
         run_s=cpu_s / runs,
     )

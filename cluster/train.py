@@ -16,7 +16,6 @@ from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from ckpt_factory import make
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, WeightGenerator
@@ -35,11 +34,13 @@ from generator.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
 from .command import Command
-from .data import name_of, partition, stream_runs, training_datasets
+from .data import name_of, partition, runs_per_batch, stream_runs, training_datasets
+from .fitted import FITTED, read_fitted, write_fitted
 from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .requests import REQUEST, check_held, wanted_of
+from .tasks import task_of_generator, task_of_zoo
 from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log, resume_log
 
@@ -54,7 +55,7 @@ Observe = Callable[[WeightGenerator, Report, dict[str, Any] | None], Report]
 
 def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     """The generator before training: coordinates and scales fitted on training runs alone."""
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     num_training = zoo.header.num_training_runs(config.held_out)
     if num_training < 1:
         raise ValueError(
@@ -78,6 +79,19 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     return replace(made, sampling=config.sampling)
 
 
+def begun(config: GeneratorConfig, zoo: Zoo, fresh: WeightGenerator | None = None) -> WeightGenerator:
+    """The generator as it was when the training in `config.out` began, or as it is when it does so now.
+
+    Args:
+        fresh: prepared just now, where the training begins.
+    """
+    if fresh is None and (found := read_fitted(config.out, seed=config.training.seed)) is not None:
+        return found
+    generator = fresh or prepare(config, zoo)
+    write_fitted(config.out, generator)
+    return generator
+
+
 def make_trainer(
     config: GeneratorConfig,
     zoo: Zoo,
@@ -96,6 +110,7 @@ def make_trainer(
             "parts": generator.to_parts(),
             "data_root": config.data_root,
             "capacity_runs": max(1, int(config.reservoir_gib * 2**30 / run_bytes)),
+            "runs_per_batch": runs_per_batch(run_bytes),
             "num_runs": [sum(group.num_runs for group in part) for part in parts],
         },
         datasets=training_datasets(zoo, generator, parts),  # pyright: ignore[reportArgumentType]
@@ -128,7 +143,8 @@ def train_loop(loop_config: dict[str, Any], observe: Observe | None = None) -> N
     rank = ray.train.get_context().get_world_rank()
     num_runs, capacity = loop_config["num_runs"][rank], loop_config["capacity_runs"]
     epochs = 1 if num_runs <= capacity else None  # what fits into memory is read once
-    runs = stream_runs(ray.train.get_dataset_shard(name_of(rank)), epochs=epochs)
+    shard = ray.train.get_dataset_shard(name_of(rank))
+    runs = stream_runs(shard, batch_size=loop_config["runs_per_batch"], epochs=epochs)
     feed = WindowFeed(runs, num_runs, capacity_runs=capacity, pairs=config.pairs)
     state = last_state()
     feed.begin(state["step"] if state else 0)
@@ -152,7 +168,7 @@ def behaviour_in(config: TrainConfig, generator: WeightGenerator, data_root: Pat
     Raises:
         ValueError: it shall, and the task's networks answer no examples.
     """
-    task = make(generator.origin.task, data_root=data_root)
+    task = task_of_generator(generator.origin, data_root)
     return behaviour_of(task, generator.coordinates, config.behaviour, config.behaviour_examples)
 
 
@@ -191,7 +207,7 @@ def check(config: GeneratorConfig) -> Zoo:
     check_writable(config.out)
     if not zoo.finished_units():
         raise ValueError(f"zoo {zoo.path} has no finished shard yet; run `theta make --out {zoo.path}` first")
-    task = make(zoo.header.task, data_root=config.data_root)
+    task = task_of_zoo(zoo, config.data_root)
     zoo.header.check_prompted(task)
     columns_of_names(config.metrics, zoo.header, task)
     return zoo
@@ -225,12 +241,13 @@ def fit(
     config = _claim(config, zoo)
     if (config.out / CONFIG).exists() and _loads(config.out):
         say(f"{config.out} holds the finished generator of this very training: nothing to do")
-        return json.loads((config.out / CONFIG).read_text())["training"]
+        _forget(config.out)
+        return json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     check_resources(config)
     started = time.monotonic()
     saved = (config.out / RAY_FOLDER).glob("*/step-*")
     resume_log(config.out, max((int(path.name.removeprefix("step-")) for path in saved), default=None))
-    generator = generator or prepare(config, zoo)
+    generator = begun(config, zoo, generator)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
     trainer = make_trainer(config, zoo, generator, observe, callbacks)
     try:
@@ -246,8 +263,14 @@ def fit(
     metrics = _metrics(config, zoo, generator, state) | {"wall_s": time.monotonic() - started}
     metrics["config"] = json.loads(json.dumps(asdict(config), default=str))
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
-    shutil.rmtree(config.out / RAY_FOLDER, ignore_errors=True)  # the states to resume from are of no more use
+    _forget(config.out)
     return metrics
+
+
+def _forget(folder: Path) -> None:
+    """Remove what a finished training would have been resumed from."""
+    shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+    (folder / FITTED).unlink(missing_ok=True)
 
 
 def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, steps: int) -> WeightGenerator:
@@ -281,6 +304,7 @@ def _metrics(
         "steps": int(state["step"]),
         "pairs": pairs,
         "train_s": float(state["elapsed_s"]),
+        "cpu_s": float(state["process_s"]) * config.num_workers,
         "loss": curve[-1]["loss"] if curve else None,
         "divergence": curve[-1].get("divergence") if curve else None,
         "pairs_per_s": pairs / float(state["elapsed_s"]),

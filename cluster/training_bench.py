@@ -97,8 +97,8 @@ def real_training(
     words += ["--reservoir-gib", repr(run_bytes * header.num_runs / 2**31), "--time-budget-s", seconds]
     words += ["--steps", 10**9, "--width", model.width, "--depth", model.depth, "--heads", model.heads]
     run_theta(*words, *(("--data-root", data_root) if data_root else ()))
-    found = json.loads((out / "result.json").read_text())
-    request = json.loads((out / REQUEST).read_text())
+    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    request = json.loads((out / REQUEST).read_text(encoding="utf-8"))
     kept = ("steps", "train_s", "pairs_per_s", "data_wait_share")
     return {key: found[key] for key in kept} | {"precision": request["precision_used"]}
 

@@ -1,6 +1,7 @@
 """The training log: what workers report, as lines that the progress bar, the report and a resume read."""
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from ckpt_factory.files import write_text
 from .progress import ProgressBar, followed, say
 
 LOG = "training.jsonl"
+TAIL_BYTES = 2**14
+"""Of a log, more than its last line has."""
 
 
 class TrainingLog(UserCallback):
@@ -22,7 +25,7 @@ class TrainingLog(UserCallback):
         self.path = path
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics[0]) + "\n")
 
 
@@ -31,10 +34,23 @@ def read_log(path: Path) -> list[dict[str, float | int]]:
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # a line that a kill has torn
             entries.append(json.loads(line))
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
+def last_entry(path: Path) -> dict[str, float | int] | None:
+    """What was reported last, read from the end of the log, however long it has become."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError):  # a line that is still being written, or that a kill has torn
+            return json.loads(line)
+    return None
 
 
 def resume_log(folder: Path, saved: int | None) -> None:
@@ -52,8 +68,7 @@ def following(log: Path) -> AbstractContextManager[None]:
     """A bar that follows the training log while the block runs."""
 
     def update(bar: ProgressBar) -> None:
-        if entries := read_log(log):
-            last = entries[-1]
+        if last := last_entry(log):
             note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
             bar.update(100 * last["progress"], note)
 
@@ -70,8 +85,8 @@ def following_all(
         for each in folders():
             if (each / result).exists():
                 finished += 1
-            elif entries := read_log(each / LOG):
-                under_way += float(entries[-1]["progress"])
+            elif last := last_entry(each / LOG):
+                under_way += float(last["progress"])
         bar.update(finished + under_way, f"{finished} finished")
 
     return followed(ProgressBar(title, total, unit), update, every_s=2.0)

@@ -116,7 +116,7 @@ def run_trial(point: Point, *, base: GeneratorConfig, judge: Judge) -> None:
         fit(config, observe=judge.observe, callbacks=(TuneReportCallback(),))
         write_text(config.out / RESULT, json.dumps(judge.judged(config.out), indent=2) + "\n")
     last = read_log(config.out / LOG)[-1]
-    alignment = json.loads((config.out / RESULT).read_text())["alignment"]
+    alignment = json.loads((config.out / RESULT).read_text(encoding="utf-8"))["alignment"]
     ray.tune.report({**last, "alignment": alignment})
 
 
@@ -126,7 +126,7 @@ def read_trial(base: GeneratorConfig, point: Point, *, failed: bool = False) -> 
     curve, found = read_log(config.out / LOG), {}
     status: Status = "failed" if failed else "stopped"
     if (config.out / RESULT).exists():
-        status, found = "finished", json.loads((config.out / RESULT).read_text())
+        status, found = "finished", json.loads((config.out / RESULT).read_text(encoding="utf-8"))
     last: Mapping[str, Any] = curve[-1] if curve else {}
     workers, batch = config.num_workers, config.training.batch_size
     return Trial(

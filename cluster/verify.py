@@ -7,13 +7,14 @@ from typing import Any
 import ray
 import torch
 
-from ckpt_factory import Task, make
+from ckpt_factory import Task
 from ckpt_factory.files import check_writable
 from ckpt_factory.verify import Verification, merge, verify_unit
 from ckpt_factory.zoo import Zoo
 
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .tasks import task_of_zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,10 @@ class VerifyConfig:
 
 
 @ray.remote(num_cpus=1)
-def verify_remotely(path: Path, data: Any, unit: int, sample: int) -> Verification:
+def verify_remotely(path: Path, data: Any, data_root: Path | None, unit: int, sample: int) -> Verification:
     torch.set_num_threads(1)
     zoo = Zoo.open(path)
-    task = make(zoo.header.task, data=data) if zoo.header.remeasurable else None
+    task = task_of_zoo(zoo, data_root, data=data) if zoo.header.remeasurable else None
     return verify_unit(zoo, task, unit, sample=sample)
 
 
@@ -47,12 +48,12 @@ def verify(config: VerifyConfig) -> tuple[Verification, dict[str, Any]]:
     zoo = Zoo.open(config.zoo)
     units = zoo.finished_units()
     task = _task(zoo, config)
-    data = ray.put(getattr(task, "data", None))
+    data = ray.put(task.data if task is not None else None)
     share = [
         (i + 1) * config.sample // len(units) - i * config.sample // len(units) for i in range(len(units))
     ]
     waiting = [
-        verify_remotely.remote(zoo.path.absolute(), data, unit, sample)
+        verify_remotely.remote(zoo.path.absolute(), data, config.data_root, unit, sample)
         for unit, sample in zip(units, share, strict=True)
     ]
     parts: list[Verification] = []
@@ -96,9 +97,7 @@ def _task(zoo: Zoo, config: VerifyConfig) -> Task | None:
     """The zoo's task on the data that it was made on, where metrics can be measured again."""
     if not zoo.header.remeasurable:
         return None
-    task = make(zoo.header.task, data_root=config.data_root)
-    zoo.header.check_inputs(task)
-    return task
+    return task_of_zoo(zoo, config.data_root)
 
 
 COMMAND = Command(

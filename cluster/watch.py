@@ -9,6 +9,7 @@ import torch
 
 from ckpt_factory import make
 from ckpt_factory.files import check_writable
+from ckpt_factory.header import check_inputs
 from ckpt_factory.tasks import options
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.tasks.registry import spec, with_options
@@ -139,6 +140,8 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
         raise ValueError(f"{name!r} has no policies to watch; this is for tasks whose metric is a return")
     task = make(with_options(name, episodes=config.episodes))
     assert isinstance(task, PolicyTask)
+    cure = "train a generator on a zoo of the environment as it is now"
+    check_inputs(task, generator.origin.inputs, "the generator was trained on", cure)
     return generator, task
 
 

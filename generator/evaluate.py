@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ckpt_factory import Task
+from ckpt_factory.header import Imported
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
@@ -38,6 +39,7 @@ class HeldOut:
     theta: Float[Tensor, "N S D"]
     metrics: dict[str, Float[Tensor, "N S"]]
     batch_sizes: list[int]
+    """Of each run; empty where the runs were imported, which say nothing of theirs."""
 
     def rows(self) -> Rows:
         """Without the batch sizes."""
@@ -52,7 +54,8 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
     end = generator.moments.held_out_from if generator.moments is not None else None
     rows = finished_runs(zoo, generator.origin.num_training_runs, most, end=end)
     run_ids = rows.run_ids.tolist()
-    sizes = [run.batch_size for run in zoo.header.runs_plan.runs(run_ids)]
+    plan = zoo.header.plan
+    sizes = [] if isinstance(plan, Imported) else [run.batch_size for run in plan.runs(run_ids)]
     return HeldOut(run_ids, rows.steps, rows.theta, rows.metrics, sizes)
 
 
@@ -97,12 +100,13 @@ def measured_again(held_out: HeldOut, task: Task) -> HeldOut:
 
 
 def in_env_steps(task: Task, held_out: HeldOut, sgd: Float[Tensor, "seeds N"]) -> dict[str, float | int]:
-    """The equivalent optimizer steps, median, and all of a run, in steps of an environment, if there is one.
+    """The equivalent optimizer steps, median, and all of a run, in steps of an environment, if there is one
+    and the runs' batch sizes are known.
 
     Every rollout counts that has begun; a run that never got there is infinite here, too.
     """
     count = getattr(task, "env_steps", None)
-    if count is None:
+    if count is None or not held_out.batch_sizes:
         return {}
     taken = [
         float(count(math.ceil(each), size)) if math.isfinite(each) else each

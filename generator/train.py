@@ -19,6 +19,7 @@ from .behaviour import Behaviour
 from .conditioning import Scaling
 from .diffusion import add_noise
 from .dit import Denoiser, DiTConfig
+from .meter import Meter
 from .pairs import Pairs, PairsName
 from .prediction import WeightingName, error_scale
 from .width import parameter_groups
@@ -78,7 +79,8 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which a killed training goes on."""
     checkpoint_every_s: float = 20.0
-    """Seconds between checkpoints, where that comes first."""
+    """Seconds between checkpoints, where that comes first; more where writing one takes a second or longer:
+    20 times as long as that."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "behaviour_examples", "report_every", "checkpoint_every"):
@@ -108,6 +110,8 @@ class TrainConfig:
 
 SYNC_EVERY = 10
 """Steps between agreements of all workers on how much of the training has passed."""
+SAVES_APART = 20.0
+"""From a checkpoint to the next it takes at least so many times as long as to write one."""
 
 Draw = Callable[[int, int, torch.Generator], Pairs]
 """(step, number of pairs, rng) -> pairs."""
@@ -126,6 +130,8 @@ class Training:
         self.step, self.elapsed_s = 0, 0.0
         self.process_s = 0.0
         """CPU seconds of this process, without what reports took."""
+        self.save_s = 0.0
+        """What the last checkpoint took."""
 
     def update(self, loss: Tensor, progress: float) -> None:
         """One optimizer step, and the average follows."""
@@ -166,30 +172,6 @@ class Training:
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.process_s = state["process_s"]
         self.rng.set_state(state["rng"][self.rank])
-
-
-class Meter:
-    """What happened since the last report."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.losses: list[Tensor] = []
-        self.divergences: list[Tensor] = []
-        self.pairs, self.waited_s, self.since = 0, 0.0, time.monotonic()
-
-    def read(self) -> dict[str, float | int]:
-        """The means since the last reading, which begins anew."""
-        elapsed = time.monotonic() - self.since
-        found = {
-            "loss": float(torch.stack(self.losses).mean()),
-            **({"divergence": float(torch.stack(self.divergences).mean())} if self.divergences else {}),
-            "pairs_per_s": self.pairs / elapsed,
-            "data_wait_share": self.waited_s / elapsed,
-        }
-        self.reset()
-        return found
 
 
 def train(
@@ -236,14 +218,16 @@ def train(
         if step % SYNC_EVERY == 0 or not meter.pairs:
             progress, agreed_s = _agree(training, device)
         ends = max(progress, step / config.steps) >= 1
-        late = agreed_s - saved_s >= config.checkpoint_every_s
+        late = agreed_s - saved_s >= max(config.checkpoint_every_s, SAVES_APART * training.save_s)
         save = ends or late or step % config.checkpoint_every == 0
         if meter.losses and (save or step % config.report_every == 0):
             metrics = _metrics(training, meter, progress)
             _check_finite(training, metrics["loss"], device)
+            asked = time.monotonic()
             report(metrics, training.state_dict() if save else None)
             since = time.process_time()
-            saved_s = agreed_s if save else saved_s
+            if save:
+                saved_s, training.save_s = agreed_s, time.monotonic() - asked
         if ends:
             return training.ema
         pairs = _drawn(draw, training, meter, device)
@@ -334,16 +318,19 @@ def _lr_factor(step: int, progress: float, config: TrainConfig) -> float:
 
 
 def _agree(training: Training, device: torch.device | str) -> tuple[float, float]:
-    """(share of the training that has passed, by steps or by a clock; seconds): rank 0's clocks are all's."""
+    """(share of the training that has passed, by steps or by a clock; seconds): rank 0's clocks are all's,
+    and so is what its last checkpoint took."""
     config = training.config
-    clocks = torch.tensor([training.elapsed_s, training.process_s], dtype=torch.float64, device=device)
+    own = [training.elapsed_s, training.process_s, training.save_s]
+    clocks = torch.tensor(own, dtype=torch.float64, device=device)
     if dist.is_initialized():
         dist.broadcast(clocks, 0)
+    elapsed_s, process_s, training.save_s = clocks.tolist()
     shares = [training.step / config.steps]
-    for passed, budget in zip(clocks.tolist(), (config.time_budget_s, config.cpu_budget_s), strict=True):
+    for passed, budget in ((elapsed_s, config.time_budget_s), (process_s, config.cpu_budget_s)):
         if budget is not None:
             shares.append(passed / budget)
-    return max(shares), float(clocks[0])
+    return max(shares), elapsed_s
 
 
 def _check_finite(training: Training, loss: float, device: torch.device | str) -> None:

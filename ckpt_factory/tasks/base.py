@@ -68,6 +68,8 @@ class Task(ABC):
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
     inputs: str = ""
     """How a network's input is made from raw data, for the cards of zoos and generators."""
+    data: Any = None
+    """What it was made from, as `make` takes it, for workers to be given it; None: they load it anew."""
     sensitive: float = 0.0
     """Share of networks whose metrics another processor may measure otherwise by more than rounding."""
     networks_at_once: int = 1

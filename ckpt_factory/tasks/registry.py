@@ -101,7 +101,7 @@ def make(id: str, *, data_root: Path | str | None = None, data: Any = None) -> T
         id: "digits-mlp-v0", "module:name-v0" for a task that another module registers, with the task's
             options behind it, if it has any: "module:name-v0?option=value&other=value".
         data_root: where its images are, for tasks that need some (see `ckpt_factory.tasks.data`).
-        data: the data itself, if already loaded; a worker gets it from the object store.
+        data: the data itself, if already loaded; a worker gets it from the object store. None is loaded.
     """
     found = spec(id)
     if data is None and found.load is not None:

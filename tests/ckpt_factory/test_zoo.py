@@ -47,6 +47,18 @@ def files_of(zoo: Zoo) -> dict[str, bytes]:
     return {path.relative_to(zoo.path).as_posix(): path.read_bytes() for path in paths}
 
 
+def test_columns_of_the_runs_table_are_worked_out_once(
+    quadratic_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, settings = [], ZooHeader.unit_settings
+    monkeypatch.setattr(
+        ZooHeader, "unit_settings", lambda header, unit: asked.append(unit) or settings(header, unit)
+    )
+    zoo = Zoo.open(quadratic_zoo.path)
+    assert len(zoo.read_runs()) == len(zoo.read_runs()) == 6
+    assert asked == [0]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_round_trip(task: Task, tmp_path: Path, dtype: str) -> None:
     zoo = Zoo.create(tmp_path, header_of(task, dtype=dtype))

@@ -1,12 +1,15 @@
 """One training that several tests compare with or use, since each costs a start of Ray Train."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckpt_factory.zoo import Zoo
 from cluster import train
 from cluster.train_config import GeneratorConfig
+from generator.coordinates import Coordinates
 from generator.dit import DiTConfig
 from generator.train import TrainConfig
 
@@ -19,6 +22,18 @@ TRAINING = TrainConfig(
     checkpoint_every=40,
     precision="float32",
 )
+
+
+def mirror_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on eigenvectors have the other sign, as they may have on another processor."""
+    fit = Coordinates.fit
+
+    def mirrored(*given: Any, **more: Any) -> Coordinates:
+        made = fit(*given, **more)
+        layers = {name: replace(layer, basis=-layer.basis) for name, layer in made.layers.items()}
+        return replace(made, layers=layers)
+
+    monkeypatch.setattr(Coordinates, "fit", mirrored)
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,17 @@ from cluster import contest, generator_bench
 from cluster.ablate import AblateConfig, ablate, smoke
 from cluster.cli import run
 from cluster.contest import RESULT, STATE, train_alone
+from cluster.fitted import FITTED
 from cluster.generator_bench import OURS, PUBLISHED, changes, recipes
 from cluster.jury import Jury
 from cluster.train_config import GeneratorConfig
 from generator.ablation import CHANGES, DEFAULT, VARIANTS, _said, between
-from generator.artefact import MODEL, WeightGenerator
+from generator.artefact import MODEL, NORMALIZATION, WeightGenerator
 from generator.dit import DiTConfig
 from generator.gpt.recipe import published_training
 from generator.train import TrainConfig
+
+from .conftest import mirror_coordinates
 
 TINY = TrainConfig(
     model=DiTConfig(width=16, depth=1, heads=2),
@@ -144,10 +147,20 @@ def test_help_names_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert {variant.name for variant in VARIANTS} <= {*words, "default"}
 
 
+def test_help_says_how_many_trainings_a_comparison_of_generators_takes(
+    both: tuple[GeneratorConfig, GeneratorConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(["bench", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    with_the_long_one = len(changes(*both)) + 1
+    assert f"at equal CPU time: {with_the_long_one} trainings a seed" in words
+
+
 def test_an_interrupted_training_goes_on_from_its_last_state(
     digits_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the same model as one that was not interrupted."""
+    """To the same model as one that was not interrupted, though this machine fits other coordinates."""
     whole, broken = (alone(digits_zoo, tmp_path / name) for name in ("whole", "broken"))
     train_alone(whole)
     saves = []
@@ -163,12 +176,30 @@ def test_an_interrupted_training_goes_on_from_its_last_state(
         train_alone(broken)
     monkeypatch.undo()
     assert torch.load(broken.out / STATE, weights_only=True)["step"] == 20
+    mirror_coordinates(monkeypatch)
     train_alone(broken)
-    models = [safetensors.torch.load_file(each.out / MODEL) for each in (whole, broken)]
-    torch.testing.assert_close(*models, rtol=0, atol=0)
+    for name in (MODEL, NORMALIZATION):
+        parts = [safetensors.torch.load_file(each.out / name) for each in (whole, broken)]
+        torch.testing.assert_close(*parts, rtol=0, atol=0)
     trained = json.loads((broken.out / "config.json").read_text())["training"]
     assert (trained["steps"], trained["pairs"]) == (35, 35 * 16)
     assert not (broken.out / STATE).exists()
+    assert not (broken.out / FITTED).exists()
+    saved = (broken.out / MODEL).stat().st_mtime_ns
+    for name in (STATE, FITTED):  # as if it had been killed when it had just saved its generator
+        (broken.out / name).touch()
+    train_alone(broken)
+    assert not [name for name in (STATE, FITTED) if (broken.out / name).exists()]
+    assert (broken.out / MODEL).stat().st_mtime_ns == saved
+
+
+def test_a_training_alone_learns_from_all_metrics_and_is_judged(digits_zoo: Zoo, tmp_path: Path) -> None:
+    base = alone(digits_zoo, tmp_path / "both")
+    asked = replace(base, metrics=("loss", "error"), training=replace(base.training, steps=3))
+    train_alone(asked)
+    assert WeightGenerator.load(asked.out).metrics == ("loss", "error")
+    found = Jury.of(asked, digits_zoo, num_networks=2, num_prompts=2).judged(asked.out)
+    assert set(found["one_update"]) == {"test_loss", "test_error"}
 
 
 def test_a_jury_judges_all_by_the_same_initialisations_and_prompts(digits_zoo: Zoo, tmp_path: Path) -> None:

@@ -135,5 +135,8 @@ def run_error(capsys: pytest.CaptureFixture[str], folder: Path, zoo: Zoo) -> str
 def test_options_that_belong_to_something_else_are_refused() -> None:
     with pytest.raises(ValueError, match="held_out is for --generated without --generator"):
         AuditConfig(held_out=0.2)
+    for given in ({"sampler": "ddim"}, {"trajectory": "optimal"}, {"guidance": 2.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} is for networks of a generator"):
+            AuditConfig(generated=Path("x"), **given)
     with pytest.raises(ValueError, match="held_out is 1"):
         AuditConfig(held_out=1.5, generated=Path("x"))

@@ -303,6 +303,10 @@ def test_prompt_writes_networks_that_do_in_plain_torch_what_the_table_says(
         with torch.no_grad():
             loss = torch.nn.functional.cross_entropy(net(x), torch.from_numpy(data.labels["test"]))
         assert row["test_loss"] == pytest.approx(float(loss), rel=1e-4)  # float32 sums in another order
+    flags = ["--prompts", "1.0", "--num-networks", "1"]
+    assert run(["prompt", "--generator", str(generator_folder), *flags, "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "result.json").read_text())["networks"]
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [row["file"]]
 
 
 def test_prompt_refuses_networks_that_do_not_fit(

@@ -11,8 +11,12 @@ from ckpt_factory import RunPlan, Task
 from ckpt_factory.verify import merge, verify_unit
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
+from cluster.contest import train_alone
 from cluster.factory import CheckpointFactory
 from cluster.factory_config import FactoryConfig
+from cluster.train_config import GeneratorConfig
+from generator.dit import DiTConfig
+from generator.train import TrainConfig
 from tests.disks import grow, small_disk
 from tests.published import supervised_run, write_run
 
@@ -63,6 +67,29 @@ def test_imported_zoo_is_shown_and_exported(published: Path, tmp_path: Path) -> 
         10,
         2,
     )
+
+
+@pytest.mark.ray
+def test_a_generator_of_an_imported_zoo_is_evaluated(
+    ray_cluster: int,
+    refused: Refused,  # noqa: F811
+    published: Path,
+    tmp_path: Path,
+) -> None:
+    zoo, generator, out = (tmp_path / name for name in ("zoo", "generator", "evaluation"))
+    args = ["--lmdb", str(published), "--task", "digits-mlp-v0", "--evaluate", "--out", str(zoo)]
+    assert run(["import", *args]) == 0
+    model = DiTConfig(width=16, depth=1, heads=2)
+    training = TrainConfig(model=model, steps=3, batch_size=4, precision="float32")
+    train_alone(GeneratorConfig(zoo=zoo, out=generator, training=training, sampling_steps=1))
+    args = ["evaluate", "--zoo", str(zoo), "--generator", str(generator), "--out", str(out)]
+    assert "its runs cannot be made anew" in refused(*args, "--rivals", "1")
+    few = ["--num-networks", "1", "--num-prompts", "2", "--num-seeds", "1"]
+    assert run([*args, *few, "--no-audit", "--distance-networks", "0"]) == 0
+    result = result_of(out)
+    assert result["num_networks"] == 1
+    assert result["sgd_total_steps"] == Zoo.open(zoo).read_unit(0).steps.max()
+    assert "sgd_total_env_steps" not in result
 
 
 def test_import_is_byte_identical_after_sigkill(tmp_path: Path) -> None:

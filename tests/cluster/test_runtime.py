@@ -86,6 +86,14 @@ def test_local_ray_listens_on_loopback_alone_even_while_it_trains_and_refuses_wh
     assert "InvalidAuthToken" in error or "authentication" in error.lower()
 
 
+def test_process_groups_are_bound_to_loopback_whatever_the_environment_says() -> None:
+    code = "import os; from cluster.runtime import prepare_environment; prepare_environment(None); "
+    code += "print(os.environ['GLOO_SOCKET_IFNAME'], os.environ['NCCL_SOCKET_IFNAME'])"
+    given = theta_environment() | {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["lo", "=lo"], ["lo0", "=lo0"])
+
+
 def test_address_without_a_cluster_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no Ray cluster at '127\.0\.0\.1:1' .*leave out --address"):
         ray_session(RayConfig(address="127.0.0.1:1")).__enter__()

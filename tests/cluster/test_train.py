@@ -17,11 +17,12 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster import train
 from cluster.data import read_runs
+from cluster.fitted import FITTED
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, WeightGenerator
 from generator.evaluate import training_starts
 
-from .conftest import TRAINING
+from .conftest import TRAINING, mirror_coordinates
 from .processes import descendants, kill, wait_for
 
 pytestmark = pytest.mark.ray
@@ -43,13 +44,17 @@ def test_training_writes_an_artefact_that_loads_and_its_loss_falls(trained: Path
     curve = train.read_log(trained / train.LOG)
     assert [entry["step"] for entry in curve] == list(range(20, 241, 20))
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
-    assert json.loads((trained / "config.json").read_text())["training"]["pairs"] == 240 * 32 * 2
+    facts = json.loads((trained / "config.json").read_text())["training"]
+    assert facts["pairs"] == 240 * 32 * 2
+    assert facts["cpu_s"] == 2 * curve[-1]["process_s"]
 
 
 def test_finished_training_is_not_repeated_and_another_is_refused(trained: Path, digits_zoo: Zoo) -> None:
     before = (trained / MODEL).stat().st_mtime_ns
+    (trained / FITTED).touch()  # as if it had been killed when it had just saved its generator
     assert train.fit(config(digits_zoo, trained))["steps"] == 240
     assert (trained / MODEL).stat().st_mtime_ns == before
+    assert not (trained / FITTED).exists()
     with pytest.raises(ValueError, match=r"holds another training, with rank 128 \(now 0\)"):
         train.fit(config(digits_zoo, trained, rank=0))
 
@@ -119,6 +124,31 @@ def test_sigkill_of_a_train_worker_changes_nothing_in_the_result(
     assert after[-1] == 240
     assert min(after) > 40, "it went on from a checkpoint, not from the beginning"
     torch.testing.assert_close(model_of(tmp_path), model_of(trained), rtol=0, atol=0)
+
+
+def test_a_resumed_training_has_the_coordinates_that_it_began_with(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def killed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, *_: object) -> None:
+        seen.append(generator)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "make_trainer", killed)
+    asked = config(digits_zoo, tmp_path)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.fit(asked)
+        mirror_coordinates(monkeypatch)
+    (fields, first), (again, second) = (each.to_parts() for each in seen)
+    assert again == fields
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+    models = [each.model.state_dict() for each in seen]
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+    (tmp_path / FITTED).write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"fitted.safetensors is damaged .* give another --out"):
+        train.fit(asked)
 
 
 def test_what_can_never_run_is_refused_instead_of_waited_for(

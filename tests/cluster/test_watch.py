@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_what_cannot_be_filmed_is_one_line(
     assert run(["watch", "--generator", str(policies), "--out", str(tmp_path / "x"), *flags]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_policies_of_an_environment_that_has_changed_are_not_filmed(
+    policies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = WeightGenerator.load(policies)
+    origin = replace(made.origin, inputs="observations of CartPole-v0")
+    replace(made, origin=origin).save(tmp_path / "generator", training={}, card="")
+    assert run(["watch", "--generator", str(tmp_path / "generator"), "--out", str(tmp_path / "x")]) == 2
+    line = capsys.readouterr().err
+    assert "its inputs are observations of CartPole-v0, here they are observations of CartPole-v1" in line
+    assert "train a generator on a zoo of the environment as it is now" in line
 
 
 def test_a_film_of_another_generator_is_no_part_of_a_report(policies: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ckpt_factory import RunPlan
+from ckpt_factory.header import Imported
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator import plots
@@ -183,6 +184,17 @@ def test_tasks_without_an_environment_have_no_environment_steps(
 ) -> None:
     held_out = held_out_runs(digits_zoo, generator, 2)
     assert in_env_steps(digits, held_out, torch.ones(1, 2)) == {}
+
+
+def test_imported_runs_have_no_environment_steps_either(
+    returns: Returns, zoo: Zoo, policies: WeightGenerator
+) -> None:
+    """Nobody knows how large their batches were."""
+    imported = Imported(source="elsewhere", num_checkpoints=zoo.header.plan.num_checkpoints)
+    header = replace(zoo.header, plan=imported)
+    held_out = held_out_runs(Zoo(zoo.path, header), policies, 2)
+    assert held_out.batch_sizes == []
+    assert in_env_steps(returns, held_out, torch.ones(1, 2)) == {}
 
 
 def test_the_result_has_no_loss_and_keeps_spreads_apart(evaluated: Any) -> None:

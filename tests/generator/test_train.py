@@ -192,6 +192,30 @@ def test_a_budget_of_cpu_seconds_ends_the_training_wherever_it_is_resumed(proble
     assert 0.3 <= later[-1]["process_s"] < 0.6
 
 
+def test_checkpoints_that_take_long_are_further_apart(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which a step takes a second and a checkpoint five."""
+    now = 0.0
+
+    def draw(step: int, num: int, rng: torch.Generator) -> Pairs:
+        nonlocal now
+        now += 1
+        return problem.draw(step, num, rng)
+
+    def report(metrics: dict, state: dict | None) -> None:
+        nonlocal now
+        now += 5
+        saved.append(metrics["step"])
+
+    saved: list[int] = []
+    monkeypatch.setattr("generator.train.time.monotonic", lambda: now)
+    rare = {"report_every": 10**6, "checkpoint_every": 10**6, "checkpoint_every_s": 20.0}
+    config = TrainConfig(**vars(CONFIG) | rare | {"steps": 400, "batch_size": 2})
+    train(problem.model(config), draw, problem.scaling, config, report=report)
+    assert saved == [20, 120, 220, 320, 400]  # it looks at the clock every ten steps
+
+
 def test_bfloat16_trains_float32_parameters(problem: Problem) -> None:
     config = TrainConfig(**vars(CONFIG) | {"precision": "bfloat16", "steps": 5})
     state, reports, _ = trained(problem, config)
