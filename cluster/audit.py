@@ -15,7 +15,7 @@ from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.interchange.folder import open_folder
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.audit import (
+from generator.audit.audit import (
     PARTS,
     PARTS_OF_A_ZOO,
     AuditSettings,
@@ -24,12 +24,12 @@ from generator.audit import (
     audit_networks,
     subject_of_grid,
 )
-from generator.baselines import BASELINES
-from generator.evaluate import finished_runs, prompt_grid
-from generator.frontier import frontier_picture
-from generator.hole import Hole
-from generator.novelty import evenly
-from generator.samplers import SamplerName, Trajectory
+from generator.audit.baselines import BASELINES
+from generator.audit.frontier import frontier_picture
+from generator.audit.novelty import evenly
+from generator.evaluation.evaluate import finished_runs, prompt_grid
+from generator.sampling.samplers import SamplerName, Trajectory
+from generator.training.hole import Hole
 
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome

@@ -13,8 +13,8 @@ from generator.artefact import WeightGenerator
 from generator.calibration import calibrate
 from generator.card import save_changed
 from generator.conditioning import Calibration
-from generator.evaluate import training_starts
-from generator.samplers import SamplerName, Trajectory
+from generator.evaluation.evaluate import training_starts
+from generator.sampling.samplers import SamplerName, Trajectory
 
 from .belongs import check_belongs
 from .command import Command

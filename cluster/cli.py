@@ -61,11 +61,11 @@ VERBS = {
         "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
     ),
     "tune": (
-        "tune",
+        "sweeps.tune",
         "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
     ),
     "ablate": (
-        "ablate",
+        "sweeps.ablate",
         "Train the default and every variant of it by one change, at equal CPU time, and judge them alike.",
     ),
     "prompt": (
@@ -86,7 +86,7 @@ VERBS = {
     ),
     "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
     "bench": (
-        "bench",
+        "bench.bench",
         "Measure on this machine: factory, storage, scaling, policies, samplers, training, the loss TaiLr.",
     ),
 }

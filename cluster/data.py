@@ -16,8 +16,8 @@ from ray.data import DataIterator, Dataset, TaskPoolStrategy
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, coordinates_of_parts
 from generator.origin import Origin
-from generator.pairs import Runs
-from generator.reading import encoded, metrics_of
+from generator.training.pairs import Runs
+from generator.training.reading import encoded, metrics_of
 
 BATCH_RUNS, BATCH_BYTES = 64, 2**25
 """A batch of runs is of at most so many, and of no more bytes unless a single run has more."""

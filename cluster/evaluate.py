@@ -15,10 +15,11 @@ from torch import Tensor
 from ckpt_factory import Task, with_options
 from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
-from generator.amortise import amortised
 from generator.artefact import MODEL, WeightGenerator
-from generator.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
-from generator.evaluate import (
+from generator.audit.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
+from generator.audit.novelty import Search, evenly, merge_neighbours, training_runs
+from generator.evaluation.amortise import amortised
+from generator.evaluation.evaluate import (
     HeldOut,
     held_out_runs,
     measured_again,
@@ -27,14 +28,13 @@ from generator.evaluate import (
     summarise,
     training_checkpoints,
 )
-from generator.hole import outside
-from generator.novelty import Search, evenly, merge_neighbours, training_runs
+from generator.evaluation.recipe import steps_per_epoch
+from generator.evaluation.several import without_its_prompt
+from generator.evaluation.starts import STARTS, recursive_curves
+from generator.evaluation.suite import Found, SuiteConfig, parts_of
 from generator.prompt import check_prompts
-from generator.recipe import steps_per_epoch
-from generator.samplers import SamplerName, Trajectory
-from generator.several import without_its_prompt
-from generator.starts import STARTS, recursive_curves
-from generator.suite import Found, SuiteConfig, parts_of
+from generator.sampling.samplers import SamplerName, Trajectory
+from generator.training.hole import outside
 
 from .audit import NUM_PARTS, over_ray
 from .belongs import check_belongs, check_measurable

@@ -9,10 +9,10 @@ import torch
 
 from ckpt_factory.files import check_writable
 from ckpt_factory.zoo import Zoo
-from generator.analytic import Moments
 from generator.artefact import WeightGenerator
 from generator.card import save_changed
-from generator.uncertainty import TIMES, measure_moments
+from generator.sampling.analytic import Moments
+from generator.sampling.uncertainty import TIMES, measure_moments
 
 from .belongs import check_belongs
 from .command import Command

@@ -16,7 +16,7 @@ from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.channels import check_names
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
-from generator.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplerName, Trajectory
 
 from .command import Command, Outcome
 from .progress import say

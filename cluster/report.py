@@ -13,7 +13,7 @@ from torch import Tensor
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
-from generator.report import render_report
+from generator.report.report import render_report
 
 from .belongs import check_belongs
 from .command import Command

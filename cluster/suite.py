@@ -10,10 +10,10 @@ import torch
 
 from ckpt_factory import make
 from ckpt_factory.zoo import Zoo
-from generator.amortise import Spent
 from generator.artefact import CONFIG, WeightGenerator
-from generator.evaluate import held_out_runs
-from generator.suite import Found, Material, SuiteConfig, run_part
+from generator.evaluation.amortise import Spent
+from generator.evaluation.evaluate import held_out_runs
+from generator.evaluation.suite import Found, Material, SuiteConfig, run_part
 
 from .factory import logged
 

@@ -19,18 +19,18 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, WeightGenerator
-from generator.behaviour import Behaviour, behaviour_of
 from generator.card import model_card
 from generator.channels import columns_of_names, with_objectives
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.evaluate import training_checkpoints
-from generator.hole import check_hole, outside
+from generator.evaluation.evaluate import training_checkpoints
+from generator.model.dit import DiTConfig
 from generator.origin import Origin
-from generator.pairs import WindowFeed
-from generator.reading import reservoir_of
-from generator.scales import fit_scaling
-from generator.train import Report, TrainConfig, faster_precision, train
+from generator.training.behaviour import Behaviour, behaviour_of
+from generator.training.hole import check_hole, outside
+from generator.training.pairs import WindowFeed
+from generator.training.reading import reservoir_of
+from generator.training.scales import fit_scaling
+from generator.training.train import Report, TrainConfig, faster_precision, train
 
 from .calibration import calibrated
 from .command import Command

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from generator.dit import DiTConfig, TokensName
 from generator.gpt.recipe import published_training
-from generator.hole import Hole
-from generator.samplers import SamplerName, Sampling, Trajectory
-from generator.scales import ScalesName
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig, TokensName
+from generator.sampling.samplers import SamplerName, Sampling, Trajectory
+from generator.training.hole import Hole
+from generator.training.scales import ScalesName
+from generator.training.train import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

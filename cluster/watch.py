@@ -16,7 +16,7 @@ from ckpt_factory.tasks.registry import spec, with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
-from generator.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplerName, Trajectory
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import check_drawable, compose, play, write_film
 

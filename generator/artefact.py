@@ -18,17 +18,17 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.files import atomic_path, write_text
 from ckpt_factory.zoo import HEADER, sha256
 
-from .analytic import Moments
 from .channels import Prompts, Values, by_name, conditions, name_of, prompt_some
 from .conditioning import Calibration, MetricView, Scaling
 from .coordinates import Coordinates
-from .dit import Denoiser, DiTConfig
-from .layouts import Layout, arrange, canonical_index, layout_of
+from .model.dit import Denoiser, DiTConfig
+from .model.layouts import Layout, arrange, canonical_index, layout_of
+from .model.width import transfer
 from .origin import Origin
-from .pairs import Pairs
-from .samplers import SAMPLERS, Covariance, Denoise, Sampling
-from .trajectory import optimal_trajectory
-from .width import transfer
+from .sampling.analytic import Moments
+from .sampling.samplers import SAMPLERS, Covariance, Denoise, Sampling
+from .sampling.trajectory import optimal_trajectory
+from .training.pairs import Pairs
 
 FORMAT_VERSION = 1
 MODEL, NORMALIZATION, CONFIG = "model.safetensors", "normalization.safetensors", "config.json"

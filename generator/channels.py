@@ -13,7 +13,7 @@ from torch import Tensor
 from ckpt_factory.header import ZooHeader, columns_of
 from ckpt_factory.tasks.base import SPLITS, Task
 
-from .pairs import Pairs
+from .training.pairs import Pairs
 
 Channels = tuple[tuple[str, str], ...]
 """Columns of a zoo, each with its objective, "min" or "max"."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .coordinates import Coordinates
-from .pairs import Pairs
+from .training.pairs import Pairs
 
 BEST_BAND = 0.02
 """Share of the metric's range below which distances to the best one look alike."""

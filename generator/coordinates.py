@@ -12,7 +12,7 @@ from torch import Tensor
 from ckpt_factory import ParamSpec, Task
 from ckpt_factory.symmetry import Symmetry
 
-from .tokens import NeuronTokens, Slot
+from .model.tokens import NeuronTokens, Slot
 
 MOMENTS = ("mean", "basis", "scale")
 

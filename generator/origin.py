@@ -7,7 +7,7 @@ from typing import Any
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 
 from .channels import Channels
-from .hole import Hole
+from .training.hole import Hole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ckpt_factory import ParamSpec, Symmetry
 from ckpt_factory.symmetry import SIGN
 
 from .coordinates import Coordinates
-from .tokens import NeuronTokens
+from .model.tokens import NeuronTokens
 
 Perms = dict[str, Int[Tensor, "K n"]]
 

@@ -3,13 +3,13 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ..chunk_dit import CHUNK
 from ..coordinates import Coordinates
-from ..diffusion import alpha_sigma
-from ..dit import Denoiser, DiTConfig
+from ..model.chunk_dit import CHUNK
+from ..model.dit import Denoiser, DiTConfig
+from ..sampling.diffusion import alpha_sigma
+from ..sampling.linear_schedule import step_of
 from .config import GptConfig
 from .model import Gpt
-from .schedule import step_of
 
 
 class GptDenoiser(Denoiser):

@@ -1,7 +1,7 @@
 """How the published transformer was trained, at the size of a CPU."""
 
-from ..dit import DiTConfig
-from ..train import TrainConfig
+from ..model.dit import DiTConfig
+from ..training.train import TrainConfig
 from .config import PRESETS
 
 

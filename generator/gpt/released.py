@@ -17,13 +17,13 @@ from ckpt_factory.zoo import sha256
 
 from ..artefact import Origin, WeightGenerator
 from ..coordinates import Coordinates
-from ..dit import DiTConfig
-from ..samplers import SamplerName, Sampling
-from ..scales import published_scaling
+from ..model.dit import DiTConfig
+from ..sampling.linear_schedule import NUM_STEPS
+from ..sampling.samplers import SamplerName, Sampling
+from ..training.scales import published_scaling
 from .config import PRESETS, GptConfig
 from .denoiser import GptDenoiser
 from .model import Gpt
-from .schedule import NUM_STEPS
 
 ReleaseName = Literal["mnist_loss", "mnist_error", "cifar10_loss", "cifar10_error", "cartpole"]
 Weights = Literal["ema", "raw"]

@@ -10,8 +10,8 @@ from ckpt_factory.zoo import Zoo
 from cluster import train
 from cluster.train_config import GeneratorConfig
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig
+from generator.training.train import TrainConfig
 
 TRAINING = TrainConfig(
     model=DiTConfig(width=32, depth=1),

@@ -11,19 +11,20 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import Zoo
-from cluster import contest, generator_bench
-from cluster.ablate import AblateConfig, ablate, smoke
+from cluster.bench import generator_bench
+from cluster.bench.generator_bench import OURS, PUBLISHED, changes, recipes
 from cluster.cli import run
-from cluster.contest import RESULT, STATE, train_alone
 from cluster.fitted import FITTED
-from cluster.generator_bench import OURS, PUBLISHED, changes, recipes
-from cluster.jury import Jury
+from cluster.sweeps import contest
+from cluster.sweeps.ablate import AblateConfig, ablate, smoke
+from cluster.sweeps.contest import RESULT, STATE, train_alone
+from cluster.sweeps.jury import Jury
 from cluster.train_config import GeneratorConfig
-from generator.ablation import CHANGES, DEFAULT, VARIANTS, _said, between
 from generator.artefact import MODEL, NORMALIZATION, WeightGenerator
-from generator.dit import DiTConfig
+from generator.comparison.ablation import CHANGES, DEFAULT, VARIANTS, _said, between
 from generator.gpt.recipe import published_training
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig
+from generator.training.train import TrainConfig
 
 from .conftest import mirror_coordinates
 

@@ -15,8 +15,8 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from cluster.audit import AuditConfig
 from cluster.cli import run
-from generator.audit import AuditSettings, Subject, audit_networks
-from generator.evaluate import finished_runs
+from generator.audit.audit import AuditSettings, Subject, audit_networks
+from generator.evaluation.evaluate import finished_runs
 from generator.prompt import save_networks
 from tests.conftest import write_zoo
 

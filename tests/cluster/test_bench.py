@@ -11,11 +11,11 @@ from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import RECIPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.zoo import Zoo
-from cluster import bench, policies_bench, sampler_bench, scaling, training_bench
+from cluster.bench import bench, policies_bench, sampler_bench, scaling, training_bench
+from cluster.bench.scaling import measure_memory, measure_scaling, span_s, throughput
 from cluster.cli import run
-from cluster.scaling import measure_memory, measure_scaling, span_s, throughput
-from generator.dit import DiTConfig
-from generator.samplers import SAMPLERS
+from generator.model.dit import DiTConfig
+from generator.sampling.samplers import SAMPLERS
 from rl_tasks.tasks import PolicyTask
 
 from ..generator.conftest import fitted, randomise

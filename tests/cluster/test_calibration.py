@@ -10,8 +10,8 @@ from ckpt_factory.zoo import Zoo
 from cluster.calibration import COMMAND, CalibrateConfig, calibrate_again
 from generator.artefact import MODEL, WeightGenerator
 from generator.calibration import calibrate
-from generator.evaluate import training_starts
-from generator.samplers import Sampling
+from generator.evaluation.evaluate import training_starts
+from generator.sampling.samplers import Sampling
 from tests.conftest import write_zoo
 
 pytestmark = pytest.mark.ray

@@ -14,11 +14,11 @@ from ckpt_factory.zoo import Zoo
 from cluster.cli import run
 from cluster.prompt import read_prompt
 from cluster.requests import REQUEST, check_held
-from cluster.sweeps import TuneConfig
+from cluster.sweeps.tune_config import TuneConfig
 from cluster.train_config import GeneratorConfig
 from generator.artefact import WeightGenerator
-from generator.dit import DiTConfig
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig
+from generator.training.train import TrainConfig
 
 pytestmark = pytest.mark.ray
 

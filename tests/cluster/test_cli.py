@@ -19,7 +19,7 @@ from ckpt_factory.zoo import HEADER, Zoo
 from cluster.cli import VERBS, _parse, command_of, run
 from cluster.factory_config import FactoryConfig
 from generator.artefact import CONFIG, WeightGenerator
-from generator.starts import STARTS
+from generator.evaluation.starts import STARTS
 
 from ..conftest import plain_mlp
 

@@ -13,9 +13,9 @@ from cluster import train
 from cluster.train import prepare
 from cluster.train_config import GeneratorConfig, gpt_digits
 from generator.artefact import WeightGenerator
-from generator.dit import DiTConfig
 from generator.gpt import PRESETS
 from generator.gpt.denoiser import GptDenoiser
+from generator.model.dit import DiTConfig
 
 
 def narrow(zoo: Zoo, out: Path) -> GeneratorConfig:

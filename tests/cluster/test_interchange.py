@@ -11,12 +11,12 @@ from ckpt_factory import RunPlan, Task
 from ckpt_factory.verify import merge, verify_unit
 from ckpt_factory.zoo import Zoo
 from cluster.cli import run
-from cluster.contest import train_alone
 from cluster.factory import CheckpointFactory
 from cluster.factory_config import FactoryConfig
+from cluster.sweeps.contest import train_alone
 from cluster.train_config import GeneratorConfig
-from generator.dit import DiTConfig
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig
+from generator.training.train import TrainConfig
 from tests.disks import grow, small_disk
 from tests.published import supervised_run, write_run
 

@@ -9,8 +9,8 @@ import pytest
 
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
+from cluster.bench.memorisation import AUDIT, PICTURE, TABLE, Comparison
 from cluster.cli import run
-from cluster.memorisation import AUDIT, PICTURE, TABLE, Comparison
 from generator.artefact import MODEL
 
 from ..conftest import write_zoo

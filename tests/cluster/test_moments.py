@@ -14,7 +14,7 @@ from cluster import moments, train
 from cluster.moments import MomentsConfig
 from cluster.train_config import GeneratorConfig
 from generator.artefact import WeightGenerator
-from generator.uncertainty import measure_moments
+from generator.sampling.uncertainty import measure_moments
 
 from .conftest import TRAINING
 

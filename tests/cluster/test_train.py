@@ -20,7 +20,7 @@ from cluster.data import read_runs
 from cluster.fitted import FITTED
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, WeightGenerator
-from generator.evaluate import training_starts
+from generator.evaluation.evaluate import training_starts
 
 from .conftest import TRAINING, mirror_coordinates
 from .processes import descendants, kill, wait_for

@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 
 from ckpt_factory.zoo import Zoo
-from cluster.sweeps import PRESETS, TuneConfig
+from cluster.sweeps.trials import RESULT, name_of, trial_config
+from cluster.sweeps.tune import check, sweep
+from cluster.sweeps.tune_config import PRESETS, TuneConfig
 from cluster.training_log import LOG, read_log
-from cluster.trials import RESULT, name_of, trial_config
-from cluster.tune import check, sweep
 from generator.artefact import MODEL, WeightGenerator
-from generator.dit import DiTConfig
-from generator.train import TrainConfig
+from generator.model.dit import DiTConfig
+from generator.training.train import TrainConfig
 
 from .processes import descendants, kill, wait_for
 

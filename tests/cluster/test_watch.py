@@ -14,8 +14,8 @@ from cluster.cli import run
 from cluster.report import ReportConfig, read_film
 from cluster.train import prepare
 from cluster.train_config import GeneratorConfig
-from generator import sections
 from generator.artefact import WeightGenerator
+from generator.report import sections
 from tests.conftest import write_zoo
 
 PLAN = RunPlan(

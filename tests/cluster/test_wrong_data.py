@@ -8,11 +8,11 @@ import pytest
 
 from ckpt_factory import RunPlan, make
 from ckpt_factory.zoo import Zoo
-from cluster.jury import Jury
+from cluster.sweeps.jury import Jury
 from cluster.train import behaviour_in, prepare
 from cluster.train_config import GeneratorConfig
 from generator.artefact import WeightGenerator
-from generator.train import TrainConfig
+from generator.training.train import TrainConfig
 from tests.ckpt_factory.test_image_folder import encoded, pixels, write
 from tests.conftest import write_zoo
 

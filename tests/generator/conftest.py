@@ -15,10 +15,10 @@ from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
+from generator.model.dit import DiTConfig
 from generator.origin import Origin
-from generator.pairs import Reservoir, Runs
-from generator.reading import metrics_of
+from generator.training.pairs import Reservoir, Runs
+from generator.training.reading import metrics_of
 
 TRAINING_RUNS = 13
 """Of the 24 runs of `digits_zoo`; in the middle of its second shard of three."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from generator.ablation import DEFAULT, VARIANTS, Result, at, changed, chosen, summaries
-from generator.ablation_plots import ablation_picture
-from generator.dit import DiTConfig
-from generator.train import TrainConfig
+from generator.comparison.ablation import DEFAULT, VARIANTS, Result, at, changed, chosen, summaries
+from generator.model.dit import DiTConfig
+from generator.report.ablation_plots import ablation_picture
+from generator.training.train import TrainConfig
 
 
 def test_a_config_is_changed_where_it_says_and_nowhere_else() -> None:

@@ -7,10 +7,10 @@ import torch
 
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
-from generator import amortise
-from generator.amortise import Spent, amortised, break_even, clocked
 from generator.artefact import WeightGenerator
-from generator.evaluate import HeldOut, held_out_runs
+from generator.evaluation import amortise
+from generator.evaluation.amortise import Spent, amortised, break_even, clocked
+from generator.evaluation.evaluate import HeldOut, held_out_runs
 
 CLOCKS = {"cost_sampling_s": 0.02, "cost_step_stacked_s": 0.001, "cost_step_alone_s": 0.01}
 

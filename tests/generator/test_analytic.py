@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.analytic import Moments, velocity_variances
-from generator.diffusion import alpha_sigma, timesteps
-from generator.samplers import (
+from generator.sampling.analytic import Moments, velocity_variances
+from generator.sampling.diffusion import alpha_sigma, timesteps
+from generator.sampling.samplers import (
     SAMPLERS,
     Covariance,
     Denoise,

@@ -19,7 +19,7 @@ from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, _digest
 from generator.card import model_card
 from generator.conditioning import Calibration
-from generator.dit import DiTConfig
+from generator.model.dit import DiTConfig
 
 from .conftest import fitted, randomise
 

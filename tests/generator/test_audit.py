@@ -13,7 +13,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.audit import (
+from generator.audit.audit import (
     AuditSettings,
     Subject,
     audit_networks,
@@ -21,8 +21,8 @@ from generator.audit import (
     subject_of_grid,
     yardsticks,
 )
-from generator.baselines import BASELINES
-from generator.evaluate import held_out_runs, prompt_grid
+from generator.audit.baselines import BASELINES
+from generator.evaluation.evaluate import held_out_runs, prompt_grid
 from generator.rebasin import align
 from tests.conftest import write_zoo
 

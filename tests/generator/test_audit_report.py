@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from ckpt_factory import Task
-from generator.baselines import BASELINES
-from generator.frontier import Judged, Subjects, frontier_picture
-from generator.glossary import meaning
-from generator.report import render_report
-from generator.verdict import conclude
+from generator.audit.baselines import BASELINES
+from generator.audit.frontier import Judged, Subjects, frontier_picture
+from generator.audit.verdict import conclude
+from generator.report.glossary import meaning
+from generator.report.report import render_report
 
 from .test_report import Report, changed, material, section, text_of
 

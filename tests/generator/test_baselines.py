@@ -5,8 +5,8 @@ import torch
 
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
-from generator.baselines import BASELINES
-from generator.novelty import Pool
+from generator.audit.baselines import BASELINES
+from generator.audit.novelty import Pool
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from torch import Tensor
 from ckpt_factory import MLP, Task, make
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator.behaviour import WEIGHT, Behaviour, behaviour_of
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.layouts import layout_of
-from generator.pairs import Pairs
-from generator.reading import reservoir_of
-from generator.train import TrainConfig, train
+from generator.model.dit import DiTConfig
+from generator.model.layouts import layout_of
+from generator.training.behaviour import WEIGHT, Behaviour, behaviour_of
+from generator.training.pairs import Pairs
+from generator.training.reading import reservoir_of
+from generator.training.train import TrainConfig, train
 
 
 def networks(task: Task, num: int, seed: int = 0) -> Tensor:

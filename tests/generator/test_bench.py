@@ -7,9 +7,9 @@ from torch import nn
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.bench import Loop, ProductTimer, figures, measure_steps
-from generator.dit import DiTConfig
-from generator.reading import reservoir_of
+from generator.comparison.bench import Loop, ProductTimer, figures, measure_steps
+from generator.model.dit import DiTConfig
+from generator.training.reading import reservoir_of
 
 from .conftest import TRAINING_RUNS, fitted
 

@@ -15,9 +15,9 @@ from generator.artefact import WeightGenerator, _digest
 from generator.calibration import STRETCHES, _missed, calibrate
 from generator.card import model_card
 from generator.conditioning import Calibration
-from generator.dit import Denoiser
-from generator.evaluate import training_starts
-from generator.samplers import Sampling
+from generator.evaluation.evaluate import training_starts
+from generator.model.dit import Denoiser
+from generator.sampling.samplers import Sampling
 
 from .test_artefact import TRAINING
 

@@ -7,7 +7,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.channels import columns_of_names, prompt_some, promptable, with_objectives
-from generator.pairs import Pairs, Reservoir, Runs
+from generator.training.pairs import Pairs, Reservoir, Runs
 
 BOTH = ("validation_loss", "validation_error")
 

@@ -12,28 +12,28 @@ from torch import Tensor
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator import several
 from generator.artefact import WeightGenerator
 from generator.card import model_card
 from generator.channels import columns_of_names, conditions, with_objectives
 from generator.conditioning import Calibration, MetricView, Scaling
 from generator.coordinates import Coordinates
-from generator.diffusion import add_noise
-from generator.dit import DiTConfig
-from generator.evaluate import (
+from generator.evaluation import several
+from generator.evaluation.evaluate import (
     grid_of_prompts,
     held_out_runs,
     prompt_grid,
     training_checkpoints,
     training_starts,
 )
+from generator.evaluation.suite import Material, SuiteConfig, parts_of, run_part
+from generator.model.dit import DiTConfig
 from generator.origin import Origin
-from generator.pairs import Pairs, Runs
 from generator.prompt import check_made, check_prompts, prompt_networks
-from generator.reading import reservoir_of
-from generator.suite import Material, SuiteConfig, parts_of, run_part
-from generator.train import TrainConfig, Training, train
-from generator.uncertainty import measure_moments
+from generator.sampling.diffusion import add_noise
+from generator.sampling.uncertainty import measure_moments
+from generator.training.pairs import Pairs, Runs
+from generator.training.reading import reservoir_of
+from generator.training.train import TrainConfig, Training, train
 
 from ..conftest import write_zoo
 from .conftest import TRAINING_RUNS, Returns, randomise

@@ -11,7 +11,7 @@ from ckpt_factory.nets import ConvNet
 from ckpt_factory.tasks import ConvClassifier, ImageData, MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
-from generator.tokens import NeuronTokens
+from generator.model.tokens import NeuronTokens
 
 RANKS = [0, 3, 6]
 

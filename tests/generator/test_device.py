@@ -12,10 +12,10 @@ from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.behaviour import Behaviour
 from generator.coordinates import Coordinates
-from generator.diffusion import add_noise
-from generator.dit import DiTConfig, TokensName
+from generator.model.dit import DiTConfig, TokensName
+from generator.sampling.diffusion import add_noise
+from generator.training.behaviour import Behaviour
 
 from .conftest import fitted, randomise
 

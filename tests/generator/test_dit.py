@@ -7,8 +7,8 @@ from torch import Tensor
 from ckpt_factory import Task, make
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig, WeightDiT
-from generator.layouts import LAYOUTS
+from generator.model.dit import DiTConfig, WeightDiT
+from generator.model.layouts import LAYOUTS
 
 from .conftest import randomise
 

@@ -14,7 +14,7 @@ from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo, ZooHeader
 from generator.artefact import WeightGenerator
-from generator.evaluate import (
+from generator.evaluation.evaluate import (
     at_steps,
     held_out_runs,
     networks_of_metric,

@@ -9,8 +9,8 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, training_checkpoints
-from generator.extrapolation import (
+from generator.evaluation.evaluate import held_out_runs, training_checkpoints
+from generator.evaluation.extrapolation import (
     beyond_the_best,
     in_the_hole,
     prompts_around,

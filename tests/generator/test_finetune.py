@@ -6,8 +6,8 @@ import torch
 
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
-from generator.finetune import RATES, fine_tune, nearest_of_runs, tuned
-from generator.recipe import middle_recipe, shortened, train_from
+from generator.evaluation.finetune import RATES, fine_tune, nearest_of_runs, tuned
+from generator.evaluation.recipe import middle_recipe, shortened, train_from
 
 from .conftest import TRAINING_RUNS
 

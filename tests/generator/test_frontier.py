@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from generator.frontier import Cloud, Margin, margin, quality_at
-from generator.verdict import judgement
+from generator.audit.frontier import Cloud, Margin, margin, quality_at
+from generator.audit.verdict import judgement
 
 
 def at(novelty: list[float], quality: list[float], where: float) -> float:

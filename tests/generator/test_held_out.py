@@ -7,7 +7,7 @@ import torch
 
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.held_out import HeldOutLoss
+from generator.training.held_out_loss import HeldOutLoss
 
 from .conftest import TRAINING_RUNS
 

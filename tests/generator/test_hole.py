@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from generator.artefact import Origin
-from generator.hole import check_hole, inside, outside, without_hole
-from generator.pairs import Reservoir, Runs
+from generator.training.hole import check_hole, inside, outside, without_hole
+from generator.training.pairs import Reservoir, Runs
 
 HOLE = (0.3, 0.7)
 

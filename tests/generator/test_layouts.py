@@ -11,9 +11,9 @@ from ckpt_factory.nets import ConvNet
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.coordinates import Coordinates
-from generator.dit import Denoiser, DiTConfig
-from generator.layouts import LAYOUTS, arrange, canonical_index
-from generator.pairs import Pairs
+from generator.model.dit import Denoiser, DiTConfig
+from generator.model.layouts import LAYOUTS, arrange, canonical_index
+from generator.training.pairs import Pairs
 
 from .conftest import randomise
 

@@ -10,9 +10,9 @@ import torch
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.audit import AuditSettings, audit_networks, subject_of_grid
-from generator.evaluate import finished_runs, prompt_alignment, prompt_grid
-from generator.memorisation import by_number, memorisation_picture, memorised, middle_half, wilson
+from generator.audit.audit import AuditSettings, audit_networks, subject_of_grid
+from generator.audit.memorisation import by_number, memorisation_picture, memorised, middle_half, wilson
+from generator.evaluation.evaluate import finished_runs, prompt_alignment, prompt_grid
 
 FEW = AuditSettings(search_runs=0, baseline_networks=2, pool_runs=4)
 FIRST, NUM, PROMPTS = 16, 4, 3

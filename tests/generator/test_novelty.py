@@ -9,8 +9,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator.hole import inside
-from generator.novelty import (
+from generator.audit.novelty import (
     Search,
     evenly,
     merge_neighbours,
@@ -22,6 +21,7 @@ from generator.novelty import (
     wrong_predictions,
 )
 from generator.rebasin import AlignedDistance
+from generator.training.hole import inside
 
 from .conftest import TRAINING_RUNS, Returns
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.pairs import DRAWS, Pairs, PairsName, Reservoir, Runs, WindowFeed, sample_by_spacing
+from generator.training.pairs import DRAWS, Pairs, PairsName, Reservoir, Runs, WindowFeed, sample_by_spacing
 
 STEPS = 40
 

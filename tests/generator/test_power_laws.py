@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from generator.power_laws import fit_power_law, frontier
+from generator.comparison.power_laws import fit_power_law, frontier
 
 N = np.array([1e5, 3e5, 1e6, 3e6, 1e7])
 

@@ -18,16 +18,16 @@ from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, SCALES, WeightGenerator, _digest
 from generator.card import model_card
 from generator.coordinates import Coordinates
-from generator.diffusion import PathName, Times, alpha_sigma, training_times
-from generator.dit import DiTConfig
-from generator.evaluate import prompt_grid
-from generator.gpt.schedule import NUM_STEPS, respaced, step_of, step_times
-from generator.layouts import arrange, layout_of
-from generator.pairs import Pairs
-from generator.prediction import PredictionName, clean_update, error_scale
-from generator.samplers import SAMPLERS, Sampling
-from generator.scales import TARGET_STD, fit_scaling
-from generator.uncertainty import measure_moments
+from generator.evaluation.evaluate import prompt_grid
+from generator.model.dit import DiTConfig
+from generator.model.layouts import arrange, layout_of
+from generator.model.prediction import PredictionName, clean_update, error_scale
+from generator.sampling.diffusion import PathName, Times, alpha_sigma, training_times
+from generator.sampling.linear_schedule import NUM_STEPS, respaced, step_of, step_times
+from generator.sampling.samplers import SAMPLERS, Sampling
+from generator.sampling.uncertainty import measure_moments
+from generator.training.pairs import Pairs
+from generator.training.scales import TARGET_STD, fit_scaling
 
 from .conftest import fitted, randomise
 from .gpt.test_denoiser import reservoir

@@ -15,8 +15,9 @@ from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, prompt_grid, training_checkpoints
-from generator.extrapolation import same_prompts
+from generator.evaluation.evaluate import held_out_runs, prompt_grid, training_checkpoints
+from generator.evaluation.extrapolation import same_prompts
+from generator.evaluation.several import alone, together
 from generator.prompt import (
     check_prompts,
     linear_prompts,
@@ -25,9 +26,8 @@ from generator.prompt import (
     prompt_networks,
     save_networks,
 )
-from generator.quality import sampler_quality
-from generator.samplers import Sampling
-from generator.several import alone, together
+from generator.sampling.quality import sampler_quality
+from generator.sampling.samplers import Sampling
 
 from .conftest import TRAINING_RUNS
 

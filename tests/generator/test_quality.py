@@ -10,10 +10,10 @@ from ckpt_factory import ParamSpec, Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, prompt_alignment, prompt_grid
-from generator.quality import sampler_quality, sliced_wasserstein, weight_distances
-from generator.samplers import Sampling
-from generator.uncertainty import measure_moments
+from generator.evaluation.evaluate import held_out_runs, prompt_alignment, prompt_grid
+from generator.sampling.quality import sampler_quality, sliced_wasserstein, weight_distances
+from generator.sampling.samplers import Sampling
+from generator.sampling.uncertainty import measure_moments
 
 SPEC = ParamSpec(("weight", "bias"), ((4, 3), (4,)))
 
@@ -84,7 +84,7 @@ def test_held_out_networks_themselves_are_at_no_distance(
     theta = held_out.theta[:, [7, 3]].clone()
     metrics["validation_loss"][2, 1], theta[2, 1] = torch.nan, torch.nan
     grid = metrics | {"theta": theta, "prompts": metrics["test_loss"], "networks_per_s": 1.0}
-    monkeypatch.setattr("generator.quality.prompt_grid", lambda *given, **more: grid)
+    monkeypatch.setattr("generator.sampling.quality.prompt_grid", lambda *given, **more: grid)
     (found,) = sampler_quality(generator, digits, held_out, [Sampling()], num_prompts=2)
     assert found["wasserstein"] == 0
     assert found["broken"] == 1

@@ -8,7 +8,14 @@ import torch
 from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.zoo import Zoo
 from cluster.factory_config import diverse
-from generator.recipe import better, middle_recipe, or_worst, shortened, steps_per_epoch, train_from
+from generator.evaluation.recipe import (
+    better,
+    middle_recipe,
+    or_worst,
+    shortened,
+    steps_per_epoch,
+    train_from,
+)
 
 
 def test_runs_of_the_zoo_are_made_again_by_its_recipe(digits: Task, digits_zoo: Zoo) -> None:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, Task, make, train_stack
 from ckpt_factory.zoo import Zoo, ZooHeader
-from generator import pictures, plots
 from generator.artefact import Origin, WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.evaluate import HeldOut, held_out_runs, summarise, training_checkpoints
-from generator.pairs import Reservoir, Runs
-from generator.reading import metrics_of
-from generator.report import render_report
+from generator.evaluation.evaluate import HeldOut, held_out_runs, summarise, training_checkpoints
+from generator.model.dit import DiTConfig
+from generator.report import pictures, plots
+from generator.report.report import render_report
+from generator.training.pairs import Reservoir, Runs
+from generator.training.reading import metrics_of
 
 CURVE: list[dict[str, float | int]] = [
     {"step": s, "loss": 1 / s, "pairs_per_s": 500.0, "data_wait_share": 0.01, "train_s": s / 10}

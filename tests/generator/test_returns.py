@@ -15,12 +15,10 @@ from ckpt_factory import RunPlan
 from ckpt_factory.header import Imported
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator import plots
 from generator.artefact import Origin, WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.evaluate import (
+from generator.evaluation.evaluate import (
     held_out_runs,
     in_env_steps,
     measured_again,
@@ -29,11 +27,13 @@ from generator.evaluate import (
     summarise,
     training_checkpoints,
 )
-from generator.pairs import Pairs, Reservoir, Runs
+from generator.evaluation.starts import STARTS, recursive_curves
+from generator.model.dit import DiTConfig
 from generator.prompt import Prompted, check_made
-from generator.reading import metrics_of
-from generator.report import render_report
-from generator.starts import STARTS, recursive_curves
+from generator.report import plots
+from generator.report.report import render_report
+from generator.training.pairs import Pairs, Reservoir, Runs
+from generator.training.reading import metrics_of
 from tests.conftest import write_zoo
 
 from .conftest import Returns, randomise

@@ -7,11 +7,11 @@ import torch
 
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
-from generator import rivals
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, training_starts
-from generator.recipe import shortened, train_from
-from generator.rivals import Arena, first_updates, rival, steps_needed
+from generator.evaluation import rivals
+from generator.evaluation.evaluate import held_out_runs, training_starts
+from generator.evaluation.recipe import shortened, train_from
+from generator.evaluation.rivals import Arena, first_updates, rival, steps_needed
 
 
 @pytest.fixture

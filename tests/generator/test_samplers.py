@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.diffusion import add_noise, alpha_sigma, timesteps
-from generator.samplers import SAMPLERS, Denoise, Sampling, sample_ddim, sample_ddpm, sample_dpm_solver
+from generator.sampling.diffusion import add_noise, alpha_sigma, timesteps
+from generator.sampling.samplers import (
+    SAMPLERS,
+    Denoise,
+    Sampling,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+)
 
 MEAN, STD = 0.7, 0.4
 

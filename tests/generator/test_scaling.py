@@ -7,8 +7,8 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.pairs import PART_NUMBERS, Pairs, Reservoir, Runs
-from generator.scales import STD_CHECKPOINTS, TARGET_STD, single_scale
+from generator.training.pairs import PART_NUMBERS, Pairs, Reservoir, Runs
+from generator.training.scales import STD_CHECKPOINTS, TARGET_STD, single_scale
 
 
 def pairs_of(z: int, num: int = 400) -> Pairs:

@@ -13,11 +13,11 @@ from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
+from generator.model.dit import DiTConfig
 from generator.origin import Origin
-from generator.reading import reservoir_of
 from generator.rebasin import AlignedDistance, align
-from generator.train import TrainConfig, train
+from generator.training.reading import reservoir_of
+from generator.training.train import TrainConfig, train
 from tests.conftest import unchecked, write_zoo
 
 CONFIG = DiTConfig(width=16, depth=1, heads=2)

@@ -7,7 +7,7 @@ from ckpt_factory import ParamSpec
 from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
-from generator.starts import STARTS, recursive_curves
+from generator.evaluation.starts import STARTS, recursive_curves
 
 
 def start(task: MLPClassifier, kind: str, seed: int = 0) -> dict[str, torch.Tensor]:

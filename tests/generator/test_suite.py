@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
-from generator import finetune, rivals, suite, suite_plots
-from generator.amortise import Spent, amortised
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs, prompt_grid, training_checkpoints
-from generator.report import render_report
-from generator.suite import Material, SuiteConfig, parts_of, run_part
+from generator.evaluation import finetune, rivals, suite
+from generator.evaluation.amortise import Spent, amortised
+from generator.evaluation.evaluate import held_out_runs, prompt_grid, training_checkpoints
+from generator.evaluation.suite import Material, SuiteConfig, parts_of, run_part
+from generator.report import suite_plots
+from generator.report.report import render_report
 
 from .conftest import TRAINING_RUNS
 from .test_report import Tags, section, text_of

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from ckpt_factory import Task
+from generator.comparison.sweep import Trial, best_rates, cpu_frontier, scaling_laws
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig
-from generator.layouts import LAYOUTS
-from generator.sizes import SIZES, sized
-from generator.sweep import Trial, best_rates, cpu_frontier, scaling_laws
-from generator.sweep_page import sweep_page, sweep_picture
+from generator.model.dit import DiTConfig
+from generator.model.layouts import LAYOUTS
+from generator.model.sizes import SIZES, sized
+from generator.report.sweep_page import sweep_page, sweep_picture
 
 
 def trial(size: str, share: float, *, lr: float = 4e-3, seed: int = 0, tokens: str = "units") -> Trial:

@@ -11,9 +11,9 @@ import torch
 from ckpt_factory import Task
 from generator.conditioning import Scaling
 from generator.coordinates import Coordinates
-from generator.dit import DiTConfig, WeightDiT
-from generator.pairs import Pairs
-from generator.train import OptimizerName, TrainConfig, Training, faster_precision, train
+from generator.model.dit import DiTConfig, WeightDiT
+from generator.training.pairs import Pairs
+from generator.training.train import OptimizerName, TrainConfig, Training, faster_precision, train
 
 CONFIG = TrainConfig(
     model=DiTConfig(width=16, depth=1, heads=2),
@@ -209,7 +209,7 @@ def test_checkpoints_that_take_long_are_further_apart(
         saved.append(metrics["step"])
 
     saved: list[int] = []
-    monkeypatch.setattr("generator.train.time.monotonic", lambda: now)
+    monkeypatch.setattr("generator.training.train.time.monotonic", lambda: now)
     rare = {"report_every": 10**6, "checkpoint_every": 10**6, "checkpoint_every_s": 20.0}
     config = TrainConfig(**vars(CONFIG) | rare | {"steps": 400, "batch_size": 2})
     train(problem.model(config), draw, problem.scaling, config, report=report)

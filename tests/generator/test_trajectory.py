@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from generator.analytic import Moments
-from generator.diffusion import alpha_sigma, timesteps
-from generator.trajectory import GRID, cheapest_path, optimal_trajectory, step_costs
+from generator.sampling.analytic import Moments
+from generator.sampling.diffusion import alpha_sigma, timesteps
+from generator.sampling.trajectory import GRID, cheapest_path, optimal_trajectory, step_costs
 
 STD = torch.tensor([0.05, 0.4, 1.5], dtype=torch.float64)
 

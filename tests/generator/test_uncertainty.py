@@ -11,16 +11,16 @@ from torch import Tensor
 from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from generator import uncertainty
-from generator.analytic import Moments
 from generator.artefact import WeightGenerator
 from generator.card import how_sampled
-from generator.diffusion import timesteps
-from generator.evaluate import held_out_runs
-from generator.reading import reservoir_of
-from generator.samplers import SAMPLERS, Sampler, Sampling
-from generator.trajectory import optimal_trajectory
-from generator.uncertainty import measure_moments
+from generator.evaluation.evaluate import held_out_runs
+from generator.sampling import uncertainty
+from generator.sampling.analytic import Moments
+from generator.sampling.diffusion import timesteps
+from generator.sampling.samplers import SAMPLERS, Sampler, Sampling
+from generator.sampling.trajectory import optimal_trajectory
+from generator.sampling.uncertainty import measure_moments
+from generator.training.reading import reservoir_of
 
 from .conftest import TRAINING_RUNS
 

@@ -10,9 +10,9 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluate import held_out_runs
-from generator.samplers import Sampling
-from generator.walk import circle, latent_walk, spread
+from generator.evaluation.evaluate import held_out_runs
+from generator.evaluation.walk import circle, latent_walk, spread
+from generator.sampling.samplers import Sampling
 
 
 def test_the_loop_is_closed_even_and_as_likely_everywhere() -> None:

@@ -11,10 +11,10 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.coordinates import Coordinates
-from generator.dit import Denoiser, DiTConfig
-from generator.layouts import LAYOUTS
-from generator.train import TrainConfig, Training
-from generator.width import parameter_groups, transfer
+from generator.model.dit import Denoiser, DiTConfig
+from generator.model.layouts import LAYOUTS
+from generator.model.width import parameter_groups, transfer
+from generator.training.train import TrainConfig, Training
 
 from .conftest import fitted
 from .test_dit import inputs

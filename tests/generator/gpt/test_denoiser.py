@@ -11,15 +11,15 @@ from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import Origin, WeightGenerator
 from generator.coordinates import Coordinates
-from generator.diffusion import add_noise
-from generator.dit import DiTConfig
 from generator.gpt.denoiser import GptDenoiser
-from generator.gpt.schedule import alpha_bar, step_times
-from generator.layouts import LAYOUTS
-from generator.pairs import Pairs, Reservoir, Runs
-from generator.samplers import sample_published
-from generator.scales import TARGET_STD, fit_scaling, published_scaling
-from generator.train import TrainConfig, train
+from generator.model.dit import DiTConfig
+from generator.model.layouts import LAYOUTS
+from generator.sampling.diffusion import add_noise
+from generator.sampling.linear_schedule import alpha_bar, step_times
+from generator.sampling.samplers import sample_published
+from generator.training.pairs import Pairs, Reservoir, Runs
+from generator.training.scales import TARGET_STD, fit_scaling, published_scaling
+from generator.training.train import TrainConfig, train
 
 from ..conftest import randomise
 

@@ -22,7 +22,7 @@ from generator.gpt.released import (
     released_card,
     state_of,
 )
-from generator.gpt.schedule import respaced
+from generator.sampling.linear_schedule import respaced
 
 from ..conftest import randomise
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ckpt_factory.tasks.base import seeded
-from generator.diffusion import add_noise, alpha_sigma
-from generator.gpt.schedule import (
+from generator.sampling.diffusion import add_noise, alpha_sigma
+from generator.sampling.linear_schedule import (
     alpha_bar,
     draw_step_times,
     respaced,
     step_of,
     step_times,
 )
-from generator.samplers import sample_published
+from generator.sampling.samplers import sample_published
 
 MEAN, STD = 0.7, 0.4
 BETAS = [1e-4 + k * (2e-2 - 1e-4) / 999 for k in range(1000)]

@@ -1,0 +1,1 @@
+"""Many trainings on the cluster: sweeps with Ray Tune, ablations, and what judges them."""

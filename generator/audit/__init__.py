@@ -1,0 +1,1 @@
+"""Whether a generator makes networks or copies them."""

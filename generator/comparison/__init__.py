@@ -1,0 +1,1 @@
+"""Many trainings side by side: sweeps, ablations, what a step costs."""

@@ -1,0 +1,1 @@
+"""WeightDiT: a diffusion transformer over the tokens of networks."""

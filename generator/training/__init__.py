@@ -1,0 +1,1 @@
+"""Pairs of checkpoints, and the loop that learns from them."""
