@@ -9,10 +9,12 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +139,29 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("ray.")
 
 
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM, which schedulers send, is as Ctrl-C; Ray's own handler dies with a trace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _run_command(name: str, command: Command, args: list[str]) -> int:
     config, where = _parse(name, command, args)
     config, started = _absolute(config), time.monotonic()
     _check_out(config)
     command.check(config)
     if isinstance(where, RayConfig):
-        with ray_session(where):
+        with ray_session(where), _terminated_is_interrupted():
             result, out, status = command.run(config)
     elif where.address or os.environ.get("RAY_ADDRESS"):
-        with ray_session(RayConfig(address=where.address)):
+        with ray_session(RayConfig(address=where.address)), _terminated_is_interrupted():
             import ray  # noqa: PLC0415  after its environment
 
             result, out, status = ray.get(ray.remote(command.run).remote(config))

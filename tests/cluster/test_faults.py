@@ -96,15 +96,19 @@ def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     process = theta(MAKE.replace("--num-steps 400", "--num-steps 1000000"), "--out", tmp_path)
     try:
         wait_for(lambda: UnderWay.of_zoo(tmp_path).shares(), 240, "no stack under way")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()  # a stack of a million steps
     assert process.returncode == 130, output
+    assert "***" not in output, "no stack of Ray's"
     assert "theta make: interrupted; nothing is saved yet; the same command begins again" in output
     assert not UnderWay.of_zoo(tmp_path).folder.exists()
     assert Zoo.open(tmp_path).finished_units() == []
