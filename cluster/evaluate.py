@@ -355,7 +355,12 @@ def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
     check_measurable(zoo, "an evaluation")
-    check_belongs(WeightGenerator.load(config.generator), zoo)
+    generator = WeightGenerator.load(config.generator)
+    check_belongs(generator, zoo)
+    check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,))
+    generator.check_sampling(
+        generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+    )
     task = task_of(config, zoo)
     if config.suite.amortise:
         spent_on(config.generator, zoo)

@@ -256,7 +256,13 @@ def _run(config: PromptConfig) -> Outcome:
 
 def _check(config: PromptConfig) -> None:
     generator = WeightGenerator.load(config.generator)
-    check_names(generator.metrics, list(config.named or [generator.metric]))
+    wishes = config.named or {generator.metric: config.prompts}
+    check_names(generator.metrics, list(wishes))
+    for name, values in wishes.items():
+        check_prompts(generator, values, name)
+    generator.check_sampling(
+        generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+    )
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
     task_of_generator(generator.origin, config.data_root)

@@ -19,6 +19,7 @@ from generator.training.train import TrainConfig
 from ..progress import say
 from ..requests import REQUEST
 from ..tables import print_table
+from ..tasks import task_of_zoo
 from ..train import FIT_RUNS, prepare
 from ..train_config import GeneratorConfig
 from .scaling import run_theta
@@ -50,8 +51,9 @@ def measure_training(
         made = {size: prepare(_of_size(config, size), opened) for size in sizes}
         first = next(iter(made.values()))
         runs = reservoir_of(opened, first.coordinates, 0, first.origin.num_training_runs, FIT_RUNS)
+        task = task_of_zoo(opened, data_root)
         say(f"measuring training steps of {', '.join(sizes)} parameters on {opened.header.task}")
-        found = measure_steps(dict(made), runs, repeats=repeats, seconds=seconds)
+        found = measure_steps(dict(made), runs, task, repeats=repeats, seconds=seconds)
         waits = {
             size: real_training(size, opened, data_root, train_s, folder / size) for size in sizes if train_s
         }
@@ -121,9 +123,9 @@ def _print(found: dict[str, Any], waits: Mapping[str, dict[str, Any]]) -> None:
             for each in [found["steps"][f"{name} {precision}"]]
         },
         f"training steps of {found['batch_size']} pairs",
-        "CPU ms of a whole step, optimizer and average included. GFLOP per CPU second: matrix products (mm) "
-        f"of forward and backward pass, counted. Their peak: {peaks}; each is compared with that of its "
-        "precision. Draw: drawing pairs. Auto: what `--precision auto` takes.",
+        "CPU ms of a whole step, optimizer, average and what networks answer included. GFLOP per CPU second: "
+        f"matrix products (mm) of forward and backward pass, counted. Their peak: {peaks}; each is compared "
+        "with that of its precision. Draw: drawing pairs. Auto: what `--precision auto` takes.",
     )
     if waits:
         print_table(

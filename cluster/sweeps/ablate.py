@@ -23,6 +23,8 @@ from .contest import claim, contend, contestants
 from .jury import Jury
 
 TABLE, PICTURE = "ablation.csv", "ablation.png"
+SPLIT = "validation"
+"""That variants are judged on: defaults are chosen by what is found."""
 MANY = 10**9
 """Steps of a training that the clock ends."""
 
@@ -47,7 +49,8 @@ class AblateConfig(GeneratorConfig):
     reservoir_gib: float = 2.0
     """Memory for runs per training; of a zoo that is larger as many runs of every shard as fit."""
     num_networks: int = 64
-    """Held-out initialisations that generators are judged on."""
+    """Held-out initialisations that generators are judged on, by the validation split: the last ones of the
+    zoo, for evaluations take the first ones and the test split."""
     num_prompts: int = 20
     """Prompts for each of them."""
     training: TrainConfig = field(default_factory=lambda: TrainConfig(steps=MANY))
@@ -119,10 +122,11 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
     """
     zoo, variants = train.check(config), config.variants()
     wanted = {name: value for name, value in wanted_of(config, zoo).items() if name not in ("only", "seeds")}
+    wanted |= {"split": SPLIT}
     widths = {each.training.model.width for each in variants.values()}
     trainings = contestants(variants, config.seeds, config.out, claim(config.out, wanted, widths))
     say(f"{len(trainings)} trainings of {config.cpu_seconds:g} CPU seconds each, in {config.out}")
-    jury = Jury.of(config, zoo, num_networks=config.num_networks, num_prompts=config.num_prompts)
+    jury = Jury.of(config, zoo, num_networks=config.num_networks, num_prompts=config.num_prompts, split=SPLIT)
     judged = contend("ablate", trainings, jury)
     metric = metric_of(judged)
     ablation_picture(judged, metric, config.out / PICTURE)
@@ -146,9 +150,9 @@ def ablate(config: AblateConfig) -> dict[str, Any]:
 
 
 def metric_of(judged: Sequence[Result]) -> str:
-    """The test metric that is shown: the error of classifiers, else the first one."""
-    names = judged[0].one_update
-    return "test_error" if "test_error" in names else next(iter(names))
+    """The metric that is shown: the error of classifiers, else the first one."""
+    names = list(judged[0].one_update)
+    return next((name for name in names if name.partition("_")[2] == "error"), names[0])
 
 
 def write_csv(judged: Sequence[Result], path: Path) -> None:
@@ -161,7 +165,8 @@ def write_csv(judged: Sequence[Result], path: Path) -> None:
 
 
 def print_summaries(found: Sequence[Summary], metric: str, title: str, how: str, compared_with: str) -> None:
-    """Alignments, gains over one of them, and the test metric of one update, in a table."""
+    """Alignments, gains over one of them, and a metric of one update, in a table."""
+    split, _, short = metric.partition("_")
     print_table(
         {
             each.variant.removeprefix(f"{compared_with} "): {
@@ -169,14 +174,14 @@ def print_summaries(found: Sequence[Summary], metric: str, title: str, how: str,
                 "±": each.alignment_std,
                 "gain": each.gain,
                 "± ": each.gain_std,
-                metric.removeprefix("test_"): each.one_update[metric],
+                short: each.one_update[metric],
             }
             for each in found
         },
         title,
-        f"{how}. Held-out initialisations, test split; ± standard deviations over seeds. Gain: of alignment, "
-        f"over {compared_with}, seed by seed. {metric.replace('_', ' ').capitalize()}: after one update with "
-        "the best prompt.",
+        f"{how}. Held-out initialisations, {split} split; ± standard deviations over seeds. Gain: of "
+        f"alignment, over {compared_with}, seed by seed. {metric.replace('_', ' ').capitalize()}: after one "
+        "update with the best prompt.",
     )
 
 

@@ -1,14 +1,23 @@
-"""What trained generators are judged by: one update of held-out initialisations, on the test split."""
+"""What trained generators are judged by: one update of held-out initialisations."""
 
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
-from generator.evaluation.evaluate import held_out_runs, prompt_alignment, prompt_grid, training_checkpoints
+from generator.evaluation.evaluate import (
+    finished_runs,
+    held_out_runs,
+    prompt_alignment,
+    prompt_grid,
+    training_checkpoints,
+)
 
 from ..tasks import task_of_zoo
 from ..train_config import GeneratorConfig
@@ -26,9 +35,20 @@ class Jury:
     """The best prompt: the best metric of all training runs, whatever share of them a generator sees."""
     num_networks: int
     num_prompts: int
+    split: Literal["validation", "test"] = "test"
+    """On which split, and so from which runs: what is reported on the test split and from the first held-out
+    runs, as evaluations are; what is chosen by on the validation split and from the last ones."""
 
     @classmethod
-    def of(cls, config: GeneratorConfig, zoo: Zoo, *, num_networks: int, num_prompts: int) -> "Jury":
+    def of(
+        cls,
+        config: GeneratorConfig,
+        zoo: Zoo,
+        *,
+        num_networks: int,
+        num_prompts: int,
+        split: Literal["validation", "test"] = "test",
+    ) -> "Jury":
         """For trainings that hold out what `config` does."""
         first = zoo.header.num_training_runs(config.held_out)
         return cls(
@@ -38,17 +58,17 @@ class Jury:
             best=best_of(zoo, first),
             num_networks=num_networks,
             num_prompts=num_prompts,
+            split=split,
         )
 
     def judged(self, folder: Path, *, seed: int = 0) -> dict[str, Any]:
         """Alignment, one update and cost of the generator in a folder; the seed is of the sampling noise."""
         generator, zoo = WeightGenerator.load(folder), Zoo.open(self.zoo)
-        all_but_held_out = replace(generator, origin=replace(generator.origin, num_training_runs=self.first))
-        starts = held_out_runs(zoo, all_but_held_out, self.num_networks).theta[:, 0]
+        starts = self._starts(zoo, generator)
         task = task_of_zoo(zoo, self.data_root)
         grid = prompt_grid(generator, task, starts, seed=seed, num_prompts=self.num_prompts, best=self.best)
-        alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
-        one = {key: float(grid[key][:, 0].mean()) for key in grid if key.startswith("test_")}
+        alignment = prompt_alignment(grid["prompts"], grid[f"{self.split}_{generator.metric}"])
+        one = {key: float(grid[key][:, 0].mean()) for key in grid if key.startswith(f"{self.split}_")}
         metric = task.evaluate(starts, "validation")[generator.metric]
         began = time.process_time()
         generator.update(starts, metric, self.best, rng=seeded(seed))
@@ -59,6 +79,13 @@ class Jury:
             "evaluations": generator.sampling.steps,
             "networks_per_cpu_s": len(starts) / max(time.process_time() - began, 1e-9),
         }
+
+    def _starts(self, zoo: Zoo, generator: WeightGenerator) -> Float[Tensor, "N D"]:
+        """The initialisations that all generators update."""
+        if self.split == "validation":
+            return finished_runs(zoo, self.first, self.num_networks, from_end=True).theta[:, 0]
+        all_but_held_out = replace(generator, origin=replace(generator.origin, num_training_runs=self.first))
+        return held_out_runs(zoo, all_but_held_out, self.num_networks).theta[:, 0]
 
 
 def best_of(zoo: Zoo, num_training_runs: int) -> float:

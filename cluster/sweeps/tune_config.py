@@ -1,6 +1,7 @@
 """What a sweep is: which trainings, over which values, searched and stopped how."""
 
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,8 +63,8 @@ class TuneConfig(GeneratorConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
         if not self.shares or not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f"shares are {self.shares}; expected some between 0 and 1")
-        if not all(lr > 0 for lr in self.learning_rates):
-            raise ValueError(f"learning_rates are {self.learning_rates}; expected positive numbers")
+        if not all(0 < lr < inf for lr in self.learning_rates):
+            raise ValueError(f"learning_rates are {self.learning_rates}; expected positive, finite numbers")
         for name in ("sizes", "learning_rates", "token_kinds", "shares"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} are {getattr(self, name)}; expected each once")

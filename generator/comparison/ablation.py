@@ -153,7 +153,7 @@ def _said(config: Config) -> Config:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One training, and how its networks did: of held-out initialisations, on the test split."""
+    """One training, and how its networks did: of held-out initialisations, on one split."""
 
     variant: str
     seed: int
@@ -161,7 +161,7 @@ class Result:
     """The mean over networks."""
     alignment_median: float
     one_update: dict[str, float]
-    """Test metrics of networks prompted for the best, means."""
+    """Metrics on that split of networks prompted for the best, means."""
     cpu_s: float
     """Of training."""
     steps: int

@@ -12,15 +12,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ckpt_factory import Task
 from ckpt_factory.bench.clock import calls_for, cpu_seconds, interleaved, medians
 from ckpt_factory.bench.peak import PRECISIONS, peak_probes
 from ckpt_factory.tasks.base import seeded
 
 from ..artefact import WeightGenerator
+from ..training.behaviour import Behaviour, behaviour_of
 from ..training.pairs import Pairs, Reservoir
 from ..training.train import Precision, TrainConfig, faster_precision, train
 
-PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+PRODUCTS = {
+    *(torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm),
+    *(torch.ops.aten.convolution, torch.ops.aten.convolution_backward),
+}
+"""Convolutions are of networks that answer examples, all else is the model's, too."""
 Key = tuple[str, str, str]
 """(name of the generator, precision, "step_s" | "products_s"), (name, "", "drawing_s") or ("peak", precision,
 "")."""
@@ -50,6 +56,8 @@ class Loop:
     runs: Reservoir
     precision: Precision
     batch_size: int
+    behaviour: Behaviour | None = None
+    """What it minds of the answers of predicted networks."""
 
     def draw(self, step: int, num: int, rng: torch.Generator) -> Pairs:
         return self.generator.arrange(self.runs.sample(num, rng=rng), rng=rng)
@@ -74,6 +82,7 @@ class Loop:
             self.draw,
             self.generator.scaling,
             config,
+            behaviour=self.behaviour,
             report=lambda metrics, state: marks.append(time.process_time()),
         )
         return [after - before for before, after in pairwise(marks)]
@@ -94,6 +103,7 @@ class Loop:
 def measure_steps(
     generators: Mapping[str, WeightGenerator],
     runs: Reservoir,
+    task: Task,
     *,
     repeats: int,
     seconds: float,
@@ -104,11 +114,14 @@ def measure_steps(
     Args:
         generators: by name; their models are trained on.
         runs: in their coordinates, which pairs are drawn from.
+        task: of the networks; what they answer is minded as by default, where they answer examples.
         seconds: CPU seconds of a measurement, which has two steps at least.
     """
+    examples = TrainConfig.behaviour_examples
     loops = {
-        (name, precision): Loop(generator, runs, precision, batch_size)
+        (name, precision): Loop(generator, runs, precision, batch_size, behaviour)
         for name, generator in generators.items()
+        for behaviour in [behaviour_of(task, generator.coordinates, None, examples)]
         for precision in PRECISIONS
     }
     probes: dict[Key, Callable[[], float]] = {

@@ -59,15 +59,17 @@ def held_out_runs(zoo: Zoo, generator: WeightGenerator, most: int) -> HeldOut:
     return HeldOut(run_ids, rows.steps, rows.theta, rows.metrics, sizes)
 
 
-def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None) -> Rows:
-    """The first `most` finished runs with ids from `first` to below `end`, with all their checkpoints.
+def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None, from_end: bool = False) -> Rows:
+    """The first `most` finished runs with ids from `first` to below `end`, or the last ones, with all their
+    checkpoints.
 
     Raises:
         ValueError: there are none.
     """
     parts: list[Rows] = []
     end = zoo.header.num_runs if end is None else end
-    for unit in zoo.finished_units():
+    units = zoo.finished_units()
+    for unit in reversed(units) if from_end else units:
         ids = zoo.header.run_ids(unit)
         if ids[-1] >= first and ids[0] < end and sum(len(p.run_ids) for p in parts) < most:
             rows = zoo.read_unit(unit)
@@ -84,11 +86,12 @@ def finished_runs(zoo: Zoo, first: int, most: int, *, end: int | None = None) ->
         raise ValueError(
             f"zoo {zoo.path} has no finished held-out runs (ids from {first}); finish it with `theta make`"
         )
+    parts, kept = (parts[::-1], slice(-most, None)) if from_end else (parts, slice(most))
     return Rows(
-        torch.cat([part.run_ids for part in parts])[:most],
-        torch.cat([part.steps for part in parts])[:most],
-        torch.cat([part.theta for part in parts])[:most],
-        {name: torch.cat([part.metrics[name] for part in parts])[:most] for name in zoo.header.metrics},
+        torch.cat([part.run_ids for part in parts])[kept],
+        torch.cat([part.steps for part in parts])[kept],
+        torch.cat([part.theta for part in parts])[kept],
+        {name: torch.cat([part.metrics[name] for part in parts])[kept] for name in zoo.header.metrics},
     )
 
 

@@ -1,7 +1,7 @@
 """The published transformer as a denoiser among others: its conditioning, and how it sees updates."""
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..coordinates import Coordinates
 from ..model.chunk_dit import CHUNK
@@ -9,7 +9,7 @@ from ..model.dit import Denoiser, DiTConfig
 from ..sampling.diffusion import alpha_sigma
 from ..sampling.linear_schedule import step_of
 from .config import GptConfig
-from .model import Gpt
+from .model import INIT_STD, Gpt
 
 
 class GptDenoiser(Denoiser):
@@ -34,6 +34,9 @@ class GptDenoiser(Denoiser):
         )
         self.register_buffer("order", coordinates.order, persistent=False)
         self.register_buffer("back", coordinates.order.argsort(), persistent=False)
+
+    def initial_std(self, layer: nn.Linear) -> float:
+        return INIT_STD
 
     def predict(
         self,

@@ -31,6 +31,11 @@ KEYS: dict[Weights, str] = {"ema": "G_ema", "raw": "G"}
 SAMPLER: SamplerName = "published"
 LISTED = 3
 """Names that a message gives of each kind of difference."""
+BROKEN = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError),
+    *(KeyError, IndexError, TypeError, AttributeError),
+)
+"""What torch.load raises for bytes that are no checkpoint: of these the unpickler obeys some first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +113,7 @@ def read_released(path: Path) -> dict[str, Any]:
     try:
         # weights_only: a pickle may run any code
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except BROKEN as error:
         text = " ".join(f"{error}".split())[:160]
         raise ValueError(
             f"{path} is no torch checkpoint of tensors alone ({text}); expected a released file as it is"

@@ -261,6 +261,10 @@ class Denoiser(nn.Module, ABC):
         self.metrics = ScalarEmbedding(num_features, self.config.width)
         _xavier(self.metrics)
 
+    def initial_std(self, layer: nn.Linear) -> float:
+        """Of the weights that a layer of its shape begins with, unless these are zeros."""
+        return (2 / (layer.out_features + layer.in_features)) ** 0.5  # Xavier's, see `_xavier`
+
     def _build_trunk(self, blocks: Sequence[nn.Module]) -> None:
         """Everything between the first and the last layer; subclasses call it between making these."""
         width = self.config.width

@@ -4,8 +4,8 @@ Tensor Programs V (Yang et al. 2022), table 3, for Adam and for rules of signs. 
 with the width by a factor r gets the learning rate lr / r and its weight decay times r, so that their product
 stays. One that starts random and maps to a fixed number of outputs begins r^(1/2) times smaller than usual,
 which their table 8 writes as an output multiplier (to Adam the two are one). Matrices from a fixed number of
-inputs and all vectors keep learning rate and initial size of the base width. Heads keep their width, so that
-scores of attention need no rule of their own.
+inputs and all vectors keep learning rate and initial size of the base width. "Usual" is how the model begins:
+`Denoiser.initial_std`. Heads keep their width, so that scores of attention need no rule of their own.
 """
 
 from typing import Any
@@ -14,10 +14,6 @@ import torch
 from torch import nn
 
 from .dit import Denoiser
-
-
-def xavier_std(out_features: int, in_features: int) -> float:
-    return (2 / (out_features + in_features)) ** 0.5
 
 
 @torch.no_grad()
@@ -35,10 +31,10 @@ def transfer(model: Denoiser, base: Denoiser) -> None:
         assert isinstance(small, nn.Linear)
         grown_in = layer.in_features / small.in_features
         grown_out = layer.out_features / small.out_features
-        wanted = xavier_std(small.out_features, small.in_features)
+        wanted = model.initial_std(small)
         if grown_in != 1:
             wanted /= grown_in**0.5 if grown_out != 1 else grown_in
-        layer.weight.mul_(wanted / xavier_std(layer.out_features, layer.in_features))
+        layer.weight.mul_(wanted / model.initial_std(layer))
         model.lr_scales[f"{name}.weight"] = 1 / grown_in
 
 

@@ -24,7 +24,7 @@ PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 def ablation_picture(
     judged: Sequence[Result], metric: str, path: Path, *, compared_with: tuple[str, ...] = (DEFAULT,)
 ) -> None:
-    """Write a PNG: how far prompts are missed, and the test metric after one update, both better to the left.
+    """Write a PNG: how far prompts are missed, and a metric after one update, both better to the left.
 
     Args:
         metric: of `one_update`, "test_error"; a panel of it is drawn.

@@ -10,18 +10,20 @@ import pytest
 import safetensors.torch
 import torch
 
+from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
 from cluster.bench import generator_bench
 from cluster.bench.generator_bench import OURS, PUBLISHED, changes, recipes
 from cluster.cli import run
 from cluster.fitted import FITTED
 from cluster.sweeps import contest
-from cluster.sweeps.ablate import AblateConfig, ablate, smoke
+from cluster.sweeps.ablate import AblateConfig, ablate, metric_of, smoke
 from cluster.sweeps.contest import RESULT, STATE, train_alone
 from cluster.sweeps.jury import Jury
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL, NORMALIZATION, WeightGenerator
-from generator.comparison.ablation import CHANGES, DEFAULT, VARIANTS, _said, between
+from generator.comparison.ablation import CHANGES, DEFAULT, VARIANTS, Result, _said, between
+from generator.evaluation.evaluate import finished_runs, prompt_alignment, prompt_grid
 from generator.gpt.recipe import published_training
 from generator.model.dit import DiTConfig
 from generator.training.train import TrainConfig
@@ -216,6 +218,36 @@ def test_a_jury_judges_all_by_the_same_initialisations_and_prompts(digits_zoo: Z
     assert jury.judged(base.out, seed=1)["alignment"] != found["alignment"]
 
 
+def test_what_is_chosen_by_is_judged_on_the_last_held_out_runs_and_the_validation_split(
+    digits: Task, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    base = alone(digits_zoo, tmp_path / "one")
+    train_alone(base)
+    jury = Jury.of(base, digits_zoo, num_networks=3, num_prompts=4, split="validation")
+    found = jury.judged(base.out)
+    starts = finished_runs(digits_zoo, 21, 3).theta[:, 0]  # of 24 runs, the last six are held out
+    grid = prompt_grid(WeightGenerator.load(base.out), digits, starts, seed=0, num_prompts=4, best=jury.best)
+    expected = prompt_alignment(grid["prompts"], grid["validation_loss"])
+    assert found["alignment"] == pytest.approx(float(expected.mean()))
+    assert set(found["one_update"]) == {"validation_loss", "validation_error"}
+    assert metric_of([result_of(found)]) == "validation_error"
+
+
+def result_of(found: dict[str, Any]) -> Result:
+    return Result(variant="default", seed=0, cpu_s=1.0, steps=1, pairs=1, parameters=1, **found)
+
+
+@pytest.mark.parametrize("first", [0, 18])
+def test_the_last_runs_are_those_at_the_end_in_their_order(digits_zoo: Zoo, first: int) -> None:
+    """Over shards of 8 runs, and as many as there are."""
+    every = finished_runs(digits_zoo, first, 24)
+    for most in (1, 5, 24):
+        last = finished_runs(digits_zoo, first, most, from_end=True)
+        assert torch.equal(last.run_ids, every.run_ids[-most:])
+        assert torch.equal(last.theta, every.theta[-most:])
+        assert all(torch.equal(values, every.metrics[name][-most:]) for name, values in last.metrics.items())
+
+
 @pytest.mark.ray
 def test_an_ablation_ends_with_a_table_and_a_picture_and_is_not_repeated(
     ray_cluster: int, digits_zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -232,6 +264,7 @@ def test_an_ablation_ends_with_a_table_and_a_picture_and_is_not_repeated(
     for row in result["judged"]:
         assert 0.3 <= row["cpu_s"] < 1.0  # ten steps at least, and it looks at the clock every ten
         assert row["pairs"] == 16 * row["steps"]
+        assert 0 < row["one_update_validation_error"] <= 1
     for name in ("default-seed0", "prediction-v-seed1"):
         made = WeightGenerator.load(asked.out / "trainings" / name)
         assert made.model.config.prediction == ("clean" if "default" in name else "v")

@@ -1,11 +1,16 @@
-"""`theta prompt` into a folder that holds networks already."""
+"""`theta prompt` into a folder that holds networks already, and what it and `theta evaluate` refuse."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from ckpt_factory.zoo import Zoo
 from cluster.prompt import remove_former
+from cluster.train import prepare
+from cluster.train_config import GeneratorConfig
+
+from .test_cli import Refused, refused  # noqa: F401
 
 
 def test_networks_of_an_earlier_prompt_make_room_and_nothing_else_does(tmp_path: Path) -> None:
@@ -26,3 +31,41 @@ def test_without_a_list_of_them_all_stays(tmp_path: Path, text: str | None) -> N
         (tmp_path / "result.json").write_text(text)
     assert remove_former(tmp_path, []) == 0
     assert (tmp_path / "mine.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["prompt", "--prompts", "nan"], "prompt is nan; expected a finite loss, like"),
+        (["prompt", "--prompts", "0.3", "inf"], "prompt is inf; expected a finite loss, like"),
+        (["prompt", "--prompt", "loss=nan"], "prompt is nan; expected a finite loss, like"),
+        (["evaluate", "--best-prompt", "nan"], "prompt is nan; expected a finite loss, like"),
+        *[
+            ([command, *flags], words)
+            for command in ("prompt", "evaluate")
+            for flags, words in (
+                (["--guidance", "nan"], "guidance is nan; expected a finite number"),
+                (
+                    ["--guidance", "2"],
+                    "guidance is 2, but the generator has learned nothing without a prompt",
+                ),
+                (["--sampler", "extended-ddpm"], "'extended-ddpm' needs to know how uncertain"),
+                (["--trajectory", "optimal"], "an optimal trajectory needs to know how uncertain"),
+            )
+        ],
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_ray_starts(
+    flags: list[str],
+    words: str,
+    refused: Refused,  # noqa: F811
+    digits_zoo: Zoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = prepare(GeneratorConfig(zoo=digits_zoo.path, held_out=0.25), digits_zoo)
+    generator.save(tmp_path / "generator", training={}, card="")
+    monkeypatch.setattr("cluster.cli.ray_session", None)  # to start it would be an error of another kind
+    zoo = ["--zoo", digits_zoo.path] if flags[0] == "evaluate" else []
+    given = [*flags, "--generator", tmp_path / "generator", *zoo, "--out", tmp_path / "out"]
+    assert words in refused(*given)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -53,7 +54,9 @@ def rates(zoo: Zoo, out: Path, **changes: object) -> TuneConfig:
         ({"shares": (0.0, 1.0)}, r"shares are \(0.0, 1.0\); expected some between 0 and 1"),
         ({"shares": ()}, r"shares are \(\)"),
         ({"learning_rates": (0.1, 0.1)}, "expected each once"),
-        ({"learning_rates": (-0.1,)}, "expected positive numbers"),
+        ({"learning_rates": (-0.1,)}, "expected positive, finite numbers"),
+        ({"learning_rates": (math.inf,)}, r"\(inf,\); expected positive, finite numbers"),
+        ({"learning_rates": (math.nan,)}, r"\(nan,\); expected positive, finite numbers"),
         ({"num_reports": 0}, "num_reports is 0"),
         ({"scheduler": "asha", "num_reports": 2}, "num_reports is 2 with scheduler 'asha'"),
         ({"calibrate": 8}, "calibrate is 8; trials are judged without"),

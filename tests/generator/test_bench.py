@@ -10,6 +10,7 @@ from generator.artefact import WeightGenerator
 from generator.comparison.bench import Loop, ProductTimer, figures, measure_steps
 from generator.model.dit import DiTConfig
 from generator.training.reading import reservoir_of
+from generator.training.train import TrainConfig
 
 from .conftest import TRAINING_RUNS, fitted
 
@@ -54,6 +55,15 @@ def test_steps_are_those_of_training_and_the_first_does_not_count(loop: Loop) ->
     assert any((before[name] != value).any() for name, value in loop.generator.model.state_dict().items())
 
 
+def test_the_default_step_minds_what_networks_answer(digits: Task, loop: Loop) -> None:
+    """More than without it by three products of both layers at least, and two for the networks of the zoo."""
+    found = measure_steps({"a": loop.generator}, loop.runs, digits, repeats=1, seconds=1e-4, batch_size=BATCH)
+    hidden, classes = 64 * 16, 16 * 10  # multiplications of a layer, an example
+    products = 2 * (hidden + classes) + hidden + 2 * classes  # both ways; of the inputs there is no gradient
+    added = found["models"]["a"]["gflop_per_step"] - flop_by_hand(loop.generator) / 1e9
+    assert added >= 2 * BATCH * TrainConfig.behaviour_examples * products / 1e9
+
+
 def test_products_of_backward_passes_count_and_nothing_else() -> None:
     with ProductTimer() as without:
         torch.randn(1000, 1000).exp().sum()
@@ -91,8 +101,8 @@ def test_shares_follow_from_medians(loop: Loop) -> None:
     assert result["steps"]["a float32"]["share_of_peak"] == 0.4
 
 
-def test_everything_is_measured_in_every_round(loop: Loop) -> None:
-    found = measure_steps({"a": loop.generator}, loop.runs, repeats=2, seconds=1e-4, batch_size=BATCH)
+def test_everything_is_measured_in_every_round(digits: Task, loop: Loop) -> None:
+    found = measure_steps({"a": loop.generator}, loop.runs, digits, repeats=2, seconds=1e-4, batch_size=BATCH)
     kinds = ("float32 step_s", "float32 products_s", "bfloat16 step_s", "bfloat16 products_s", "drawing_s")
     names = {f"a {kind}" for kind in kinds} | {"peak float32", "peak bfloat16"}
     assert set(found["samples"]) == names

@@ -158,8 +158,9 @@ def test_files_with_code_are_refused_without_running_it(
     Path("plain.pt").write_bytes(pickle.dumps({"G_ema": Code()}, protocol=2))
     Path("cut.pt").write_bytes(Path("zip.pt").read_bytes()[:-30])
     Path("text.pt").write_text("no checkpoint")
+    Path("line.pt").write_bytes(b"text\n")  # the unpickler takes its first letter for an opcode
     Path("empty.pt").touch()
-    for name in ("zip", "plain", "cut", "text", "empty"):
+    for name in ("zip", "plain", "cut", "text", "line", "empty"):
         with pytest.raises(ValueError, match=f"{name}.pt is no torch checkpoint of tensors alone") as caught:
             read_released(Path(f"{name}.pt"))
         assert "\n" not in str(caught.value)
