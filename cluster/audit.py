@@ -38,7 +38,7 @@ from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
 NUM_PROMPTS = 8
-NUM_PARTS = 2 * PARTS_OF_A_ZOO + 3 + len(BASELINES)
+NUM_PARTS = 3 * PARTS_OF_A_ZOO + 3 + len(BASELINES)
 """Remote calls of an audit, without those that make or measure the networks."""
 
 

@@ -17,7 +17,7 @@ from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.audit.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
-from generator.audit.novelty import Search, evenly, merge_neighbours, training_runs
+from generator.audit.novelty import Search, evenly, merge, training_runs
 from generator.evaluation.amortise import amortised
 from generator.evaluation.evaluate import (
     HeldOut,
@@ -334,7 +334,7 @@ def _audit_or_distances(
     runs = evenly(training_runs(zoo, first), AuditSettings().search_runs)
     search = Search(torch.cat([made, matched]), first, frozenset(runs), hole=generator.origin.hole)
     found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
-    nearest = merge_neighbours([part for part, _ in found]).distance[:, 0]
+    nearest = merge(found).neighbours.distance[:, 0]
     generated, reference = nearest.split(len(made))
     return {}, {"distance_generated": generated, "distance_held_out": reference}
 

@@ -29,15 +29,15 @@ from .novelty import (
     Neighbours,
     Pool,
     Search,
+    Spanning,
     evenly,
-    merge_neighbours,
-    merge_pools,
-    off_span,
+    merge,
     overlaps,
     survey,
     training_runs,
     wrong_predictions,
 )
+from .span import spanning_runs, spans
 from .verdict import conclude
 
 PARTS_OF_A_ZOO = 4
@@ -139,19 +139,18 @@ def judge(
     task: Task, bench: Bench, theta: Float[Tensor, "K D"], nearest: Float[Tensor, "K D"] | None = None
 ) -> Judged:
     """Judge networks; with their `nearest` training checkpoints all that there is to find."""
-    overlap, overlap_nearest, rest = (torch.full((len(theta),), torch.nan) for _ in range(3))
+    overlap, overlap_nearest, unknown = (torch.full((len(theta),), torch.nan) for _ in range(3))
     wrong = wrong_predictions(task, theta) if bench.wrong is not None else None
     if wrong is not None and bench.wrong is not None:
         overlap = overlaps(wrong, bench.wrong).amax(1)
     if nearest is not None:
-        rest = off_span(task, theta, bench.pool.theta)
         theirs = wrong_predictions(task, nearest) if wrong is not None else None
         if wrong is not None and theirs is not None:
             overlap_nearest = overlaps(wrong, theirs).diagonal()
             overlap = torch.maximum(overlap, overlap_nearest)
     distance = AlignedDistance(task.spec, task.symmetry).nearest(theta, bench.pool.theta)
     quality = task.evaluate(theta, "test")[quality_of(task)[0]]
-    return Judged(quality, distance, overlap, overlap_nearest, rest)
+    return Judged(quality, distance, overlap, overlap_nearest, unknown)
 
 
 def judge_baseline(
@@ -168,6 +167,7 @@ def judge_baseline(
 
 PARTS: dict[str, Callable[..., Any]] = {
     "survey": survey,
+    "spans": spans,
     "measure": lambda task, _, theta: task.metrics_of(theta),
     "mistakes": lambda task, _, theta: wrong_predictions(task, theta),
     "judge": judge,
@@ -236,16 +236,18 @@ def audit_networks(
         frozenset(evenly(runs, settings.pool_runs)),
         middle,
         subject.hole,
+        frozenset(spanning_runs(searched, task.spec.D)),
     )
     units = zoo.finished_units()
-    found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
-    neighbours = merge_neighbours([part for part, _ in found])
-    pool = merge_pools([part for _, part in found])
+    neighbours, pool, spanning = merge(
+        each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
+    )
     chunks = [(part,) for part in pool.theta.chunk(PARTS_OF_A_ZOO)]
     mistakes = each("mistakes", None, chunks)
     bench = Bench(pool, None if mistakes[0] is None else torch.cat(mistakes))
     finest = finest_checkpoints(held_out, zoo.header.prompted, zoo.header.objective)
     judged, families = _judge_all(each, bench, subject, (yardstick, finest), neighbours, settings)
+    judged = _with_spans(each, judged, zoo, (spanning, search), neighbours)
     numbers = _distances(subject, neighbours) | dict(subject.numbers)
     numbers |= {"networks": len(subject.theta), "broken": 1 - len(subject.theta) / asked}
     numbers |= {"searched_runs": len(searched), "training_runs": len(runs)}
@@ -276,6 +278,20 @@ def _judge_all(
         for name, setting, judged in found:
             families[name].append((setting, judged))
     return subjects, families
+
+
+def _with_spans(
+    each: Each, judged: Subjects, zoo: Zoo, among: tuple[Spanning, Search], neighbours: Neighbours
+) -> Subjects:
+    """What lies outside the span of training networks, of the networks and of their yardsticks."""
+    best, half = len(judged.made.quality), len(neighbours.run) // 2
+    rows = torch.cat([torch.arange(best), half + torch.arange(best)])
+    parts = rows.chunk(PARTS_OF_A_ZOO)
+    jobs = [(zoo, among[1].queries[part], neighbours.run[part]) for part in parts]
+    made, held_out = torch.cat(each("spans", among, jobs)).split(best)
+    return judged._replace(
+        made=judged.made._replace(off_span=made), held_out=judged.held_out._replace(off_span=held_out)
+    )
 
 
 COPY = 1 / 3

@@ -152,6 +152,17 @@ def test_means_of_training_networks_lie_in_their_span(digits: Task, zoo: Zoo, he
     assert result["off_span"] < 1e-3 < result["off_span_held_out"]
 
 
+def test_interpolations_of_networks_outside_the_pool_are_found(
+    digits: Task, zoo: Zoo, held_out: Rows
+) -> None:
+    """The pool are the runs of even numbers; parents are the last checkpoints of odd ones."""
+    theta = zoo.read_unit(0).theta[1::2, -1]
+    between = torch.lerp(theta, align(digits.spec, digits.symmetry, theta, theta.roll(1, 0)), 0.4)
+    result, _ = audited(digits, zoo, held_out, between)
+    assert (result["outcome"], result["passes"]) == ("recombines", False)
+    assert result["off_span"] < 1e-5 < result["off_span_held_out"]
+
+
 def test_networks_without_numbers_are_counted_and_left_out(digits: Task, zoo: Zoo, held_out: Rows) -> None:
     theta = fresh(zoo).clone()
     theta[:5] = torch.nan
@@ -197,6 +208,7 @@ def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
     assert subject.num_best == 4
     assert torch.equal(subject.theta[:4], grid["theta"][:4, 0])
     assert torch.equal(subject.theta[4:], grid["theta"][range(4), [1, 2, 1, 2]])
+    assert subject.start is not None
     assert torch.equal(subject.start, torch.cat([start[:4], start[:4]]))
     assert subject.hole is None
     holed = replace(generator, origin=replace(generator.origin, hole=(0.5, 0.9)))
