@@ -20,7 +20,6 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
-from ..evaluation.evaluate import prompt_alignment
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
 from .baselines import BASELINES
@@ -37,6 +36,7 @@ from .novelty import (
     training_runs,
     wrong_predictions,
 )
+from .prompts import hearing
 from .span import spanning_runs, spans
 from .verdict import conclude
 
@@ -105,8 +105,6 @@ def subject_of_grid(
     row = torch.arange(num)
     other = 1 + row % last if last else row[:0]
     row, column = torch.cat([row, row[: len(other)]]), torch.cat([torch.zeros_like(row), other])
-    turns = torch.randint(1, max(2, last + 1), (len(prompts), 1), generator=seeded(seed, 1))
-    shuffled = prompts.gather(1, (torch.arange(last + 1) + turns) % (last + 1))
     return Subject(
         grid["theta"][row, column],
         grid[generator.origin.prompted][row, column],
@@ -114,10 +112,7 @@ def subject_of_grid(
         num,
         float(prompts[0, 0]),
         start[row],
-        {
-            "prompt_alignment": float(prompt_alignment(prompts, observed).mean()),
-            "shuffled_prompt_alignment": float(prompt_alignment(shuffled, observed).mean()),
-        },
+        hearing(prompts, observed, seed=seed),
         generator.origin.hole,
     )
 
