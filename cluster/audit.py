@@ -38,7 +38,7 @@ from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
 NUM_PROMPTS = 8
-NUM_PARTS = 2 * PARTS_OF_A_ZOO + 3 + len(BASELINES)
+NUM_PARTS = 3 * PARTS_OF_A_ZOO + 3 + len(BASELINES)
 """Remote calls of an audit, without those that make or measure the networks."""
 
 
@@ -193,7 +193,7 @@ def _first_held_out(config: AuditConfig, zoo: Zoo, generator: WeightGenerator | 
 def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, hole: Hole | None, each: Each) -> Subject:
     """The networks of a folder, measured."""
     assert config.generated is not None
-    source = open_folder(config.generated, None, task=task)
+    source = open_folder(config.generated, None, task=task, flag="--generated")
     chosen = evenly(range(len(source.names)), config.num_networks)
     theta = torch.cat([source.read(i).theta for i in chosen])
     chunks = theta.chunk(PARTS_OF_A_ZOO)
@@ -216,7 +216,7 @@ def _check(config: AuditConfig) -> None:
         check_belongs(WeightGenerator.load(config.source), zoo)
     task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
-        open_folder(config.generated, None, task=task)
+        open_folder(config.generated, None, task=task, flag="--generated")
 
 
 COMMAND = Command(

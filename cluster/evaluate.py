@@ -17,7 +17,7 @@ from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.audit.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
-from generator.audit.novelty import Search, evenly, merge_neighbours, training_runs
+from generator.audit.novelty import Search, evenly, merge, training_runs
 from generator.evaluation.amortise import amortised
 from generator.evaluation.evaluate import (
     HeldOut,
@@ -88,6 +88,8 @@ class EvaluateConfig:
     audit: bool = True
     """Audit the networks (see `theta audit`): whether they are copies, and how they compare with noise on
     training networks, means and other baselines at equal novelty. It takes little longer than distances."""
+    search_runs: int = 4096
+    """Training runs, evenly spread, that networks are searched for in; 0: all. The cost is linear in them."""
     episodes: int | None = None
     """Episodes that every network is measured by, for tasks of that option; default as in the zoo. Of the zoo
     only held-out runs are measured again: the retrieval control keeps the zoo's metrics."""
@@ -105,6 +107,7 @@ class EvaluateConfig:
             ("num_seeds", 1),
             ("steps", 1),
             ("distance_networks", 0),
+            ("search_runs", 0),
             ("ood", 0),
         ):
             value = getattr(self, name)
@@ -319,7 +322,8 @@ def _audit_or_distances(
     if config.audit:
         start = held_out.theta[:, 0]
         subject = subject_of_grid(generator, grid, start, most=config.distance_networks, seed=0)
-        audited, arrays = audit_networks(subject, held_out.rows(), zoo, task, each=each)
+        settings = AuditSettings(search_runs=config.search_runs)
+        audited, arrays = audit_networks(subject, held_out.rows(), zoo, task, settings, each=each)
         shown = {name: value for name, value in audited.items() if name not in DISTANCES}
         return (
             {f"audit_{name}": value for name, value in shown.items()},
@@ -331,10 +335,11 @@ def _audit_or_distances(
     reached = grid[generator.origin.prompted][: config.distance_networks, 0]
     matched = networks_of_metric(held_out, generator.origin.prompted, reached)
     first, units = generator.origin.num_training_runs, zoo.finished_units()
-    runs = evenly(training_runs(zoo, first), AuditSettings().search_runs)
+    runs = training_runs(zoo, first)
+    runs = evenly(runs, config.search_runs or len(runs))
     search = Search(torch.cat([made, matched]), first, frozenset(runs), hole=generator.origin.hole)
     found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
-    nearest = merge_neighbours([part for part, _ in found]).distance[:, 0]
+    nearest = merge(found).neighbours.distance[:, 0]
     generated, reference = nearest.split(len(made))
     return {}, {"distance_generated": generated, "distance_held_out": reference}
 

@@ -120,6 +120,9 @@ ALIGNED = 64
 PER_GROUP = 2
 """Of these as many are of one group at most: checkpoints of one run are near each other."""
 
+BOUNDED = 512
+"""Candidates whose distances are bounded at once."""
+
 
 class AlignedDistance:
     """L2 distance of parameters, minimal over permutations of hidden units, and signs where they are free.
@@ -185,6 +188,14 @@ class AlignedDistance:
             for k, (square, c) in enumerate(best.found):
                 distance[q, k], place[q, k] = square**0.5, c
         return distance, place
+
+    def bounds(self, queries: Float[Tensor, "Q D"], candidates: Float[Tensor, "C D"]) -> Float[Tensor, "Q C"]:
+        """Squared distances from below, without an assignment; in memory are `BOUNDED` candidates at once."""
+        zq, found = self._plain.encode(queries).double(), []
+        for some in candidates.split(BOUNDED):
+            zc = self._plain.encode(some).double()
+            found.append(torch.stack([_bound(*self._costs(z, zc)) for z in zq]))
+        return torch.cat(found, 1)
 
     def _costs(self, z: Tensor, zc: Tensor) -> tuple[list[Tensor], Tensor]:
         """What units of each layer differ by (C, n own, n theirs), and at least all else (C,), squared."""

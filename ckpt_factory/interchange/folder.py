@@ -30,6 +30,7 @@ def open_folder(
     num_checkpoints: int | None = None,
     skip_broken: bool = False,
     progress: Progress = silent,
+    flag: str = "--folder",
 ) -> Source:
     """Look through a folder of networks, one file at a time: names and shapes of all, numbers of none.
 
@@ -38,6 +39,7 @@ def open_folder(
             run of one checkpoint, without metrics.
         task: what the networks learned; they have its parameters. Without it, those of the first file.
         num_checkpoints: take so many of each run, evenly spread over its checkpoints; default all.
+        flag: what names the folder, for messages.
         skip_broken: leave out runs with files that are missing, cannot be read or do not fit, and files
             without metrics, instead of refusing the folder.
 
@@ -45,7 +47,7 @@ def open_folder(
         ValueError: the table is wrong, or some runs cannot be imported; the message says which and why.
     """
     folder = Path(folder)
-    there = _files(folder)
+    there = _files(folder, flag)
     columns, runs = read_table(Path(metrics)) if metrics is not None else ((), files_as_runs(there))
     survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints)
     found = _look(folder, runs, task.spec if task else None, survey, progress)
@@ -72,10 +74,10 @@ def open_folder(
     )
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Path, flag: str) -> list[str]:
     """All networks of a folder, relative to it."""
     if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; --folder names the one with the networks' files")
+        raise ValueError(f"no folder {folder}; {flag} names the one with the networks' files")
     there = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

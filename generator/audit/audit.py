@@ -20,7 +20,6 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
-from ..evaluation.evaluate import prompt_alignment
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
 from .baselines import BASELINES
@@ -29,15 +28,16 @@ from .novelty import (
     Neighbours,
     Pool,
     Search,
+    Spanning,
     evenly,
-    merge_neighbours,
-    merge_pools,
-    off_span,
+    merge,
     overlaps,
     survey,
     training_runs,
     wrong_predictions,
 )
+from .prompts import hearing
+from .span import spanning_runs, spans
 from .verdict import conclude
 
 PARTS_OF_A_ZOO = 4
@@ -105,8 +105,6 @@ def subject_of_grid(
     row = torch.arange(num)
     other = 1 + row % last if last else row[:0]
     row, column = torch.cat([row, row[: len(other)]]), torch.cat([torch.zeros_like(row), other])
-    turns = torch.randint(1, max(2, last + 1), (len(prompts), 1), generator=seeded(seed, 1))
-    shuffled = prompts.gather(1, (torch.arange(last + 1) + turns) % (last + 1))
     return Subject(
         grid["theta"][row, column],
         grid[generator.origin.prompted][row, column],
@@ -114,10 +112,7 @@ def subject_of_grid(
         num,
         float(prompts[0, 0]),
         start[row],
-        {
-            "prompt_alignment": float(prompt_alignment(prompts, observed).mean()),
-            "shuffled_prompt_alignment": float(prompt_alignment(shuffled, observed).mean()),
-        },
+        hearing(prompts, observed, seed=seed),
         generator.origin.hole,
     )
 
@@ -139,19 +134,18 @@ def judge(
     task: Task, bench: Bench, theta: Float[Tensor, "K D"], nearest: Float[Tensor, "K D"] | None = None
 ) -> Judged:
     """Judge networks; with their `nearest` training checkpoints all that there is to find."""
-    overlap, overlap_nearest, rest = (torch.full((len(theta),), torch.nan) for _ in range(3))
+    overlap, overlap_nearest, unknown = (torch.full((len(theta),), torch.nan) for _ in range(3))
     wrong = wrong_predictions(task, theta) if bench.wrong is not None else None
     if wrong is not None and bench.wrong is not None:
         overlap = overlaps(wrong, bench.wrong).amax(1)
     if nearest is not None:
-        rest = off_span(task, theta, bench.pool.theta)
         theirs = wrong_predictions(task, nearest) if wrong is not None else None
         if wrong is not None and theirs is not None:
             overlap_nearest = overlaps(wrong, theirs).diagonal()
             overlap = torch.maximum(overlap, overlap_nearest)
     distance = AlignedDistance(task.spec, task.symmetry).nearest(theta, bench.pool.theta)
     quality = task.evaluate(theta, "test")[quality_of(task)[0]]
-    return Judged(quality, distance, overlap, overlap_nearest, rest)
+    return Judged(quality, distance, overlap, overlap_nearest, unknown)
 
 
 def judge_baseline(
@@ -168,6 +162,7 @@ def judge_baseline(
 
 PARTS: dict[str, Callable[..., Any]] = {
     "survey": survey,
+    "spans": spans,
     "measure": lambda task, _, theta: task.metrics_of(theta),
     "mistakes": lambda task, _, theta: wrong_predictions(task, theta),
     "judge": judge,
@@ -236,16 +231,18 @@ def audit_networks(
         frozenset(evenly(runs, settings.pool_runs)),
         middle,
         subject.hole,
+        frozenset(spanning_runs(searched, task.spec.D)),
     )
     units = zoo.finished_units()
-    found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
-    neighbours = merge_neighbours([part for part, _ in found])
-    pool = merge_pools([part for _, part in found])
+    neighbours, pool, spanning = merge(
+        each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
+    )
     chunks = [(part,) for part in pool.theta.chunk(PARTS_OF_A_ZOO)]
     mistakes = each("mistakes", None, chunks)
     bench = Bench(pool, None if mistakes[0] is None else torch.cat(mistakes))
     finest = finest_checkpoints(held_out, zoo.header.prompted, zoo.header.objective)
     judged, families = _judge_all(each, bench, subject, (yardstick, finest), neighbours, settings)
+    judged = _with_spans(each, judged, zoo, (spanning, search), neighbours)
     numbers = _distances(subject, neighbours) | dict(subject.numbers)
     numbers |= {"networks": len(subject.theta), "broken": 1 - len(subject.theta) / asked}
     numbers |= {"searched_runs": len(searched), "training_runs": len(runs)}
@@ -276,6 +273,20 @@ def _judge_all(
         for name, setting, judged in found:
             families[name].append((setting, judged))
     return subjects, families
+
+
+def _with_spans(
+    each: Each, judged: Subjects, zoo: Zoo, among: tuple[Spanning, Search], neighbours: Neighbours
+) -> Subjects:
+    """What lies outside the span of training networks, of the networks and of their yardsticks."""
+    best, half = len(judged.made.quality), len(neighbours.run) // 2
+    rows = torch.cat([torch.arange(best), half + torch.arange(best)])
+    parts = rows.chunk(PARTS_OF_A_ZOO)
+    jobs = [(zoo, among[1].queries[part], neighbours.run[part]) for part in parts]
+    made, held_out = torch.cat(each("spans", among, jobs)).split(best)
+    return judged._replace(
+        made=judged.made._replace(off_span=made), held_out=judged.held_out._replace(off_span=held_out)
+    )
 
 
 COPY = 1 / 3

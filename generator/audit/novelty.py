@@ -1,4 +1,4 @@
-"""Novelty: how near networks are to what was trained, in weights, in mistakes and in the span of weights."""
+"""Novelty: how near networks are to what was trained, in weights and in mistakes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
 
-from ..rebasin import AlignedDistance, align
+from ..rebasin import AlignedDistance
 from ..training.hole import Hole, without_hole
 from ..training.pairs import Runs
 from ..training.reading import metrics_of
@@ -22,8 +22,6 @@ COARSE = 9
 A run's checkpoints lie on one curve: a copy of any is nearer to those beside it than strangers are."""
 MOST_EXAMPLES = 2000
 """Test examples that mistakes are compared on, evenly spread."""
-SPAN = 256
-"""Training networks whose span is taken, the nearest ones; at most a quarter of the number of parameters."""
 
 
 class Neighbours(NamedTuple):
@@ -50,6 +48,21 @@ class Pool(NamedTuple):
         return torch.cat([self.best, self.equal])
 
 
+class Spanning(NamedTuple):
+    """Training networks whose span is taken, the best checkpoint of each run."""
+
+    theta: Float[Tensor, "C D"]
+    run: Int[Tensor, " C"]
+
+
+class Surveyed(NamedTuple):
+    """What the shards of a zoo have to say, or some of them."""
+
+    neighbours: Neighbours
+    pool: Pool
+    spanning: Spanning
+
+
 @dataclass(frozen=True)
 class Search:
     """What is looked for in the training runs of a zoo."""
@@ -65,6 +78,8 @@ class Search:
     """The validation metric of the pool's `equal`."""
     hole: Hole | None = None
     """Checkpoints with a metric in it were never learned from: they are neither compared with nor pooled."""
+    spanning: frozenset[int] = frozenset()
+    """Those of the searched whose best checkpoint is kept for its span."""
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
@@ -80,30 +95,36 @@ def training_runs(zoo: Zoo, num_training_runs: int) -> list[int]:
     return [run for run in ids if run < num_training_runs]
 
 
-def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> tuple[Neighbours, Pool]:
-    """What some shards have to say: the queries' neighbours there, and their part of the pool."""
+def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Surveyed:
+    """The queries' neighbours in some shards, and their part of the pool and of the networks to span."""
     size = task.spec.D
     distance = AlignedDistance(task.spec, task.symmetry)
     parts = [_nowhere(search.queries)]
     pools = [Pool(torch.empty(0, size), torch.empty(0), torch.empty(0, size))]
+    spans = [Spanning(torch.empty(0, size), torch.empty(0, dtype=torch.long))]
     for unit in units:
         if zoo.header.run_ids(unit)[0] >= search.num_training_runs:
             continue
-        theta, metric, runs = _learned(zoo, unit, search)
+        theta, metric, runs = learned(zoo, unit, search)
         chosen = _among(runs, search.searched)
         if chosen.any() and len(search.queries):
             parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
         chosen = _among(runs, search.pooled)
         if chosen.any():
             pools.append(_pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric))
-    return merge_neighbours(parts), merge_pools(pools)
+        chosen = _among(runs, search.spanning)
+        if chosen.any():
+            best = _pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric).best
+            spans.append(Spanning(best, runs[chosen]))
+    return Surveyed(merge_neighbours(parts), merge_pools(pools), merge_spanning(spans))
 
 
-def _learned(
-    zoo: Zoo, unit: int, search: Search
+def learned(
+    zoo: Zoo, unit: int, search: Search, row_groups: Sequence[int] | None = None
 ) -> tuple[Float[Tensor, "R S D"], Float[Tensor, "R S"], Int[Tensor, " R"]]:
-    """Runs of a shard that are searched or pooled, as a generator learned from them: theta, metrics, ids."""
-    rows = zoo.read_unit(unit)
+    """Runs of a shard, or of some of its row groups, that are searched or pooled, as a generator learned from
+    them: theta, metrics, ids."""
+    rows = zoo.read_unit(unit, row_groups)
     kept = rows.finite() & (rows.run_ids < search.num_training_runs)
     kept &= _among(rows.run_ids, search.searched | search.pooled)
     metric = metrics_of(rows, [zoo.header.prompted])[kept]
@@ -162,6 +183,16 @@ def merge_pools(parts: Sequence[Pool]) -> Pool:
     return Pool(best, metric, equal)
 
 
+def merge_spanning(parts: Sequence[Spanning]) -> Spanning:
+    return Spanning(*(torch.cat([part[i] for part in parts]) for i in range(2)))
+
+
+def merge(parts: Sequence[Surveyed]) -> Surveyed:
+    """Of several parts of a zoo, which have no run in common."""
+    neighbours, pools, spans = zip(*parts, strict=True)
+    return Surveyed(merge_neighbours(neighbours), merge_pools(pools), merge_spanning(spans))
+
+
 @torch.no_grad()
 def wrong_predictions(task: Task, theta: Float[Tensor, "K D"]) -> Bool[Tensor, "K B"] | None:
     """Which test examples each network gets wrong; None for tasks that classify nothing.
@@ -190,25 +221,3 @@ def overlaps(ours: Bool[Tensor, "Q B"], theirs: Bool[Tensor, "C B"]) -> Float[Te
     both = ours.float() @ theirs.float().T
     either = ours.sum(1, keepdim=True) + theirs.sum(1) - both
     return torch.where(either > 0, both / either.clamp_min(1), torch.ones_like(both))
-
-
-def off_span(
-    task: Task, theta: Float[Tensor, "K D"], pool: Float[Tensor, "C D"], span: int = SPAN
-) -> Float[Tensor, " K"]:
-    """What of each network no affine combination of training networks makes, as a share.
-
-    The nearest `span` networks of the pool, each aligned with the network: the distance to their affine hull
-    over that to their mean. 0 for interpolations; the same number for held-out networks is the yardstick.
-    """
-    found = []
-    kept = max(1, min(span, len(pool), task.spec.D // 4))
-    for row in theta:
-        moved = align(task.spec, task.symmetry, row, pool).double()
-        gap = moved - row.double()
-        near = gap[gap.square().sum(1).argsort()[:kept]]
-        mean = near.mean(0)
-        spread = near - mean
-        weights = torch.linalg.pinv(spread @ spread.T, hermitian=True) @ (spread @ mean)
-        rest = mean - weights @ spread
-        found.append(rest.norm() / mean.norm().clamp_min(1e-300))
-    return torch.stack(found).float() if found else torch.empty(0)

@@ -21,6 +21,9 @@ SAME_MISTAKES = 0.95
 INSIDE_SPAN = 0.25
 """Share outside the span of training networks, relative to that of held-out ones, that is as good as none."""
 
+DEAF = 0.2
+"""Gain in alignment of true prompts over shuffled ones, of about 2 there is, that is as good as none."""
+
 
 def conclude(
     numbers: dict[str, Any],
@@ -68,6 +71,9 @@ def conclude(
         and all(m.low > 0 for m in margins["weights"].values())
     ):
         verdict += " In weights alone they are ahead of every baseline that is as new."
+    if numbers["searched_runs"] < numbers["training_runs"]:
+        searched, runs = (f"{numbers[name]:,}" for name in ("searched_runs", "training_runs"))
+        verdict += f" Searched {searched} of {runs} training runs."
     passes = outcome == "generates"
     result = {"outcome": outcome, "passes": passes, "verdict": verdict} | numbers
     return result | {"margins": _table(margins), "margins_held_out": _table(own)}, _arrays(subjects, families)
@@ -95,7 +101,8 @@ def judgement(
 ) -> tuple[str, str]:
     """(outcome in a word or some, verdict in a sentence or some).
 
-    A baseline counts if held-out networks, at their best, beat it beyond chance.
+    A baseline counts if held-out networks, at their best, beat it beyond chance, or if the networks are worse
+    than it beyond chance.
     """
     n = numbers
     relative, ratio = n["relative_distance"], _ratio(n["off_span"], n["off_span_held_out"])
@@ -115,25 +122,48 @@ def judgement(
             f"Recombines: {n['off_span']:.2g} of a network lies outside the span of training networks, of "
             f"held-out ones {n['off_span_held_out']:.2g}; it is an interpolation of what was trained."
         )
+    if is_deaf(n):
+        return "deaf to prompts", (
+            f"Deaf to prompts: the alignment is {n['prompt_alignment']:.3g}, with prompts shuffled "
+            f"{n['shuffled_prompt_alignment']:.3g}; {n['prompt_gain']:.2g} ({n['prompt_gain_low']:.2g} at "
+            "least) is gained by the true ones, 2 by who obeys."
+        )
     lost = [key for key, each in margins.items() if is_lost(each, own[key])]
     what = f"{n['quality_metric']} {n['quality_generated']:.3g}"
     if lost:
         worst = min(lost, key=lambda key: margins[key].value)
-        return f"no better than {worst}", (
-            f"No better than {_words(lost)}: the {what} is ahead of what {worst} reaches at equal novelty "
-            f"by {_interval(margins[worst])} only, where held-out networks are better by "
-            f"{'any amount' if math.isinf(own[worst].value) else _number(own[worst].value)}."
-        )
+        return f"no better than {worst}", _reproach(lost, worst, what, margins[worst], own[worst])
     return "generates", _praise(n, what, margins, own)
 
 
-def is_lost(ours: Margin, theirs: Margin) -> bool:
-    """Whether networks are no better than a baseline that held-out networks, `theirs`, are better than.
+def _reproach(lost: Sequence[str], worst: str, what: str, ours: Margin, theirs: Margin) -> str:
+    start = f"No better than {_words(lost)}: the {what} is "
+    if ours.high < 0:
+        behind = Margin(-ours.value, -ours.high, -ours.low)
+        return start + f"behind what {worst} reaches at equal novelty by {_interval(behind)}, beyond chance."
+    return start + (
+        f"ahead of what {worst} reaches at equal novelty by {_interval(ours)} only, where held-out networks "
+        f"are better by {'any amount' if math.isinf(theirs.value) else _number(theirs.value)}."
+    )
 
-    All three beyond chance: held-out networks beat it, ours do not, and the difference of both. Noise on
-    training networks is as good as noise give or take chance, and must not pass by luck; nor must networks as
-    good as held-out ones fail by it, where these are hardly better.
+
+def is_deaf(numbers: Mapping[str, Any]) -> bool:
+    """Whether networks that were prompted are no more what was asked for than what others were."""
+    if "prompt_gain" not in numbers:
+        return False
+    return numbers["prompt_gain"] < DEAF or numbers["prompt_gain_low"] <= 0
+
+
+def is_lost(ours: Margin, theirs: Margin) -> bool:
+    """Whether networks are worse than a baseline, or no better than one that held-out ones, `theirs`, beat.
+
+    All beyond chance. The first is enough: the whole interval is behind. Of the second three things are:
+    held-out networks beat it, ours do not, and the difference of both. Noise on training networks is as
+    good as noise give or take chance, and must not pass by luck; nor must networks as good as held-out ones
+    fail by it, where these are hardly better.
     """
+    if ours.high < 0:
+        return True
     if not theirs.low > 0 >= ours.low:
         return False
     if math.isinf(theirs.value):

@@ -114,7 +114,7 @@ def audit(e: Evidence) -> str:
     return f"""<p>Weights that look new may be blurred or mixed ones of training. Networks for the best prompt
 are therefore held against what anybody can make of the training networks: noise on them, means,
 draws parameter by parameter, and what lies between two of them. A baseline counts where it is as new as the
-networks made; positive numbers are for these. With prompts shuffled between networks the alignment is
+networks made; positive numbers are for these. With the prompts of each start shuffled the alignment is
 {prompts[1]} instead of {prompts[0]}.</p>
 {figures(*drawn)}<div class="figures">{facts}{against}</div>"""
 

@@ -90,6 +90,11 @@ def test_a_generator_is_audited_and_its_evaluation_reports_it(
     assert run(["evaluate", *paths, *flags, "--out", str(tmp_path / "e")]) == 0
     evaluated = json.loads((tmp_path / "e" / "result.json").read_text())
     assert evaluated["audit_verdict"]
+    assert "training runs." not in evaluated["audit_verdict"], "all were searched"
+    some = [*paths, *flags, "--search-runs", "8"]
+    assert run(["evaluate", *some, "--out", str(tmp_path / "s")]) == 0
+    fewer = json.loads((tmp_path / "s" / "result.json").read_text())
+    assert fewer["audit_verdict"].endswith(f"Searched 8 of {fewer['audit_training_runs']} training runs.")
     assert run(["evaluate", *paths, *flags, "--no-audit", "--out", str(tmp_path / "n")]) == 0
     plain = json.loads((tmp_path / "n" / "result.json").read_text())
     assert not any(name.startswith("audit") for name in plain)
@@ -115,6 +120,7 @@ def test_what_cannot_be_audited_is_refused(
 
     empty = tmp_path / "empty"
     empty.mkdir()
+    assert "--generated names the one with the networks' files" in refused("--generated", tmp_path / "no")
     assert "holds no networks" in refused("--generated", empty)
     assert "was trained on another zoo" in refused("--generator", trained)
     assert "steps is for networks of a generator" in refused("--generated", empty, "--steps", 3)

@@ -22,6 +22,7 @@ from generator.audit.audit import (
     yardsticks,
 )
 from generator.audit.baselines import BASELINES
+from generator.audit.prompts import hearing
 from generator.evaluation.evaluate import held_out_runs, prompt_grid
 from generator.rebasin import align
 from tests.conftest import write_zoo
@@ -152,6 +153,17 @@ def test_means_of_training_networks_lie_in_their_span(digits: Task, zoo: Zoo, he
     assert result["off_span"] < 1e-3 < result["off_span_held_out"]
 
 
+def test_interpolations_of_networks_outside_the_pool_are_found(
+    digits: Task, zoo: Zoo, held_out: Rows
+) -> None:
+    """The pool are the runs of even numbers; parents are the last checkpoints of odd ones."""
+    theta = zoo.read_unit(0).theta[1::2, -1]
+    between = torch.lerp(theta, align(digits.spec, digits.symmetry, theta, theta.roll(1, 0)), 0.4)
+    result, _ = audited(digits, zoo, held_out, between)
+    assert (result["outcome"], result["passes"]) == ("recombines", False)
+    assert result["off_span"] < 1e-5 < result["off_span_held_out"]
+
+
 def test_networks_without_numbers_are_counted_and_left_out(digits: Task, zoo: Zoo, held_out: Rows) -> None:
     theta = fresh(zoo).clone()
     theta[:5] = torch.nan
@@ -197,6 +209,7 @@ def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
     assert subject.num_best == 4
     assert torch.equal(subject.theta[:4], grid["theta"][:4, 0])
     assert torch.equal(subject.theta[4:], grid["theta"][range(4), [1, 2, 1, 2]])
+    assert subject.start is not None
     assert torch.equal(subject.start, torch.cat([start[:4], start[:4]]))
     assert subject.hole is None
     holed = replace(generator, origin=replace(generator.origin, hole=(0.5, 0.9)))
@@ -205,3 +218,25 @@ def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
     numbers = subject_of_grid(generator, obedient, start, most=4, seed=0).numbers
     assert numbers["prompt_alignment"] == pytest.approx(1)
     assert numbers["shuffled_prompt_alignment"] < 0
+    assert numbers["prompt_gain"] == pytest.approx(2 * 3 / 2)
+
+
+def test_a_generator_that_does_not_listen_does_not_pass(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    """Networks as good as can be, always the same: SGD's, whatever they are asked for."""
+    theta = fresh(zoo)
+    prompts = torch.linspace(0.2, 2, 4).repeat(NUM, 1)
+    subject = subject_of(digits, theta)
+    for observed, outcome in (
+        (subject.metric.unsqueeze(1).expand(-1, 4), "deaf to prompts"),
+        (prompts, "generates"),
+    ):
+        heard = replace(subject, numbers=hearing(prompts, observed, seed=0))
+        result, _ = audit_networks(heard, held_out, zoo, digits, FEW)
+        assert (result["outcome"], result["passes"]) == (outcome, outcome == "generates")
+
+
+def test_the_verdict_says_where_nobody_looked(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    for num, words in ((4, "Searched 4 of 16 training runs."), (0, "Generates"), (16, "Generates")):
+        result, _ = audited(digits, zoo, held_out, fresh(zoo), search_runs=num)
+        assert words in result["verdict"]
+        assert ("Searched" in result["verdict"]) == (num == 4)

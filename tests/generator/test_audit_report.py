@@ -24,6 +24,8 @@ NUMBERS: dict[str, Any] = {
     "copy_rate_held_out": 0.0,
     "prompt_alignment": 0.97,
     "shuffled_prompt_alignment": -0.91,
+    "prompt_gain": 1.88,
+    "prompt_gain_low": 1.7,
     "networks": 32,
     "broken": 0.0,
     "searched_runs": 900,
@@ -70,6 +72,7 @@ def test_the_report_shows_verdict_frontiers_and_margins(report: Report) -> None:
     page = page_of(report, audited)
     top, shown = text_of(page[: page.index("<section")]), section(page, "audit")
     assert "The audit passes. Generates: the networks are new" in top
+    assert "Searched 900 of 1,800 training runs." in top
     assert shown.count("<svg") == 2
     assert "instead of 0.970" in shown
     for name in BASELINES:

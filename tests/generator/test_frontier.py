@@ -65,6 +65,12 @@ NEW: dict[str, Any] = {
 }
 AHEAD, BEHIND, UNSURE = Margin(0.1, 0.05, 0.15), Margin(-0.1, -0.2, -0.05), Margin(0.1, -0.1, 0.2)
 LEVEL = Margin(0.02, -0.02, 0.05)
+OBEYS = {
+    "prompt_alignment": 0.6,
+    "shuffled_prompt_alignment": -0.9,
+    "prompt_gain": 1.4,
+    "prompt_gain_low": 0.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -83,9 +89,26 @@ LEVEL = Margin(0.02, -0.02, 0.05)
         ({}, BEHIND, AHEAD, "no better than noise", "No better than noise on training networks"),
         ({}, LEVEL, AHEAD, "no better than noise", "where held-out networks are better by 0.1"),
         ({}, LEVEL, BEHIND, "generates", "within chance"),
+        ({}, LEVEL._replace(value=-0.01), LEVEL, "generates", "which held-out networks are not either"),
         ({}, LEVEL, Margin(0.05, 0.01, 0.09), "generates", "within chance"),
         ({}, LEVEL, Margin(math.inf, 0.2, math.inf), "no better than noise", "better by any amount"),
-        ({}, BEHIND, BEHIND, "generates", "which held-out networks are not either"),
+        (
+            {},
+            BEHIND,
+            LEVEL,
+            "no better than noise",
+            "behind what noise reaches at equal novelty by 0.1 (0.05 to",
+        ),
+        ({}, BEHIND, BEHIND, "no better than noise", "(0.05 to 0.2), beyond chance"),
+        (OBEYS, AHEAD, AHEAD, "generates", "better than every baseline"),
+        (
+            OBEYS | {"prompt_gain": 0.1},
+            AHEAD,
+            AHEAD,
+            "deaf to prompts",
+            "with prompts shuffled -0.9; 0.1 (0.3",
+        ),
+        (OBEYS | {"prompt_gain_low": -0.1}, AHEAD, AHEAD, "deaf to prompts", "2 by who obeys"),
         ({}, UNSURE, AHEAD, "generates", "within chance"),
     ],
 )
