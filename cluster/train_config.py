@@ -124,8 +124,9 @@ def digits() -> GeneratorConfig:
 
 def mnist() -> GeneratorConfig:
     """For the MNIST zoo: 25 minutes on two cores, then prompts are calibrated."""
-    training = TrainConfig(steps=1_000_000, time_budget_s=1500.0, lr=3e-3, weight_decay=0.5)
-    return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=64, training=training)
+    model = DiTConfig(time_shift=8.0)
+    training = TrainConfig(model=model, steps=1_000_000, time_budget_s=1500.0, lr=3e-3, weight_decay=0.5)
+    return GeneratorConfig(sampling_steps=3, sampler="ddim", calibrate=64, training=training)
 
 
 def cifar() -> GeneratorConfig:
