@@ -213,7 +213,11 @@ def _check(config: AuditConfig) -> None:
     zoo = Zoo.open(config.zoo)
     check_measurable(zoo, "an audit")
     if config.source is not None:
-        check_belongs(WeightGenerator.load(config.source), zoo)
+        generator = WeightGenerator.load(config.source)
+        check_belongs(generator, zoo)
+        generator.check_sampling(
+            generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+        )
     task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
         open_folder(config.generated, None, task=task, flag="--generated")

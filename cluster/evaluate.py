@@ -227,8 +227,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
+    # Copies, for of a single network some are views of others, which safetensors refuses.
+    whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in arrays.items()}
     with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+        safetensors.torch.save_file(whole, temporary)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,

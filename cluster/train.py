@@ -13,7 +13,15 @@ from typing import Any
 import ray.train
 import torch
 from ray.data import ExecutionOptions
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory.files import check_writable, write_text
@@ -255,6 +263,8 @@ def fit(
             result = trainer.fit()
     except SystemExit:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except WorkerGroupError as error:
+        raise _cause(error) from None
     if result.checkpoint is None:
         raise ValueError(f"training ended without a checkpoint: {result.error}")
     state = load_state(result.checkpoint)
@@ -265,6 +275,12 @@ def fit(
     generator.save(config.out, training=metrics, card=model_card(generator, metrics))
     _forget(config.out)
     return metrics
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """What a worker said was wrong, like a training that diverged, without Ray's traceback before it."""
+    told = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    return next((cause for cause in told if isinstance(cause, ValueError)), error)
 
 
 def _forget(folder: Path) -> None:

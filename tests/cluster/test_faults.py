@@ -63,6 +63,7 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
             kill(pid)
 
 
+@pytest.mark.slow  # by default of an actor, in test_factory
 def test_zoo_is_byte_identical_after_sigkill_of_the_driver(ray_cluster: int, tmp_path: Path) -> None:
     process = theta(MAKE, "--out", tmp_path / "killed")
     wait_for(lambda: list((tmp_path / "killed" / "sums").glob("*")), 90, "no first shard")
@@ -96,7 +97,7 @@ def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(
     tmp_path: Path, how: signal.Signals
 ) -> None:

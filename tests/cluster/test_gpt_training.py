@@ -59,6 +59,7 @@ def test_a_zoo_is_prepared_in_the_published_units(digits: Task, digits_zoo: Zoo,
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_it_trains_saves_and_loads(ray_cluster: int, digits: Task, digits_zoo: Zoo, tmp_path: Path) -> None:
     metrics = train.fit(narrow(digits_zoo, tmp_path / "gpt"))
     assert metrics["steps"] == 20

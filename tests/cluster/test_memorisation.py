@@ -59,6 +59,7 @@ def test_every_training_sees_its_first_runs_and_all_the_same_held_out_ones(digit
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_memorisation_is_measured_and_goes_on_where_it_stopped(
     ray_cluster: int, digits_zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

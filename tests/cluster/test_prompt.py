@@ -42,7 +42,7 @@ def test_without_a_list_of_them_all_stays(tmp_path: Path, text: str | None) -> N
         (["evaluate", "--best-prompt", "nan"], "prompt is nan; expected a finite loss, like"),
         *[
             ([command, *flags], words)
-            for command in ("prompt", "evaluate")
+            for command in ("prompt", "evaluate", "audit")
             for flags, words in (
                 (["--guidance", "nan"], "guidance is nan; expected a finite number"),
                 (
@@ -66,6 +66,6 @@ def test_what_cannot_be_sampled_is_refused_before_ray_starts(
     generator = prepare(GeneratorConfig(zoo=digits_zoo.path, held_out=0.25), digits_zoo)
     generator.save(tmp_path / "generator", training={}, card="")
     monkeypatch.setattr("cluster.cli.ray_session", None)  # to start it would be an error of another kind
-    zoo = ["--zoo", digits_zoo.path] if flags[0] == "evaluate" else []
+    zoo = ["--zoo", digits_zoo.path] if flags[0] != "prompt" else []
     given = [*flags, "--generator", tmp_path / "generator", *zoo, "--out", tmp_path / "out"]
     assert words in refused(*given)

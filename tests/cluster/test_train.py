@@ -15,7 +15,7 @@ import torch
 from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
-from cluster import train
+from cluster import cli, train
 from cluster.data import read_runs
 from cluster.fitted import FITTED
 from cluster.train_config import GeneratorConfig
@@ -160,3 +160,17 @@ def test_what_can_never_run_is_refused_instead_of_waited_for(
         train.fit(config(digits_zoo, tmp_path / "b", num_workers=40))
     with pytest.raises(ValueError, match=r"2 workers need 2 GPUs"):
         train.fit(config(digits_zoo, tmp_path / "c", use_gpu=True))
+
+
+@pytest.mark.slow  # Ray Train begins again three times
+def test_a_training_that_diverges_is_refused_in_a_line(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = ["--width", "32", "--depth", "1", "--steps", "150", "--batch-size", "32", "--num-workers", "1"]
+    flags = ["--precision", "float32", "--held-out", "0.25", "--lr", "1e30", "--warmup-steps", "1"]
+    where = ["--zoo", str(digits_zoo.path), "--out", str(tmp_path / "out")]
+    assert cli.run(["train", *where, *size, *flags]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("theta train:")]
+    assert line.startswith("theta train: training diverged near step ")
+    assert line.endswith("lower --lr, which is 1e+30")
+    assert not (tmp_path / "out" / MODEL).exists()
