@@ -40,6 +40,7 @@ from .audit import NUM_PARTS, over_ray
 from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
+from .result import owned
 from .suite import Evaluated, part_remotely, spent_on
 from .tasks import task_of_zoo
 
@@ -224,7 +225,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
     with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+        safetensors.torch.save_file(owned(arrays), temporary)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,
