@@ -34,6 +34,7 @@ from generator.training.hole import Hole
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
 from .progress import ProgressBar, say
+from .result import owned
 from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
@@ -178,7 +179,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             subject = subject_of_grid(generator, grid, start, most=config.num_networks, seed=seed)
         result, arrays = audit_networks(subject, held_out, zoo, task, config.thoroughness, each=each)
     with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file({name: value.contiguous() for name, value in arrays.items()}, temporary)
+        safetensors.torch.save_file(owned(arrays), temporary)
     frontier_picture(config.out / PICTURE, result, arrays)
     say(f"frontier: {config.out / PICTURE}")
     return {"task": task.id} | result

@@ -40,6 +40,7 @@ from .audit import NUM_PARTS, over_ray
 from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
+from .result import owned
 from .suite import Evaluated, part_remotely, spent_on
 from .tasks import task_of_zoo
 
@@ -227,10 +228,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
-    # Copies, for of a single network some are views of others, which safetensors refuses.
-    whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in arrays.items()}
     with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file(whole, temporary)
+        safetensors.torch.save_file(owned(arrays), temporary)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,

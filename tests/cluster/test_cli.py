@@ -390,15 +390,3 @@ def test_report_without_evaluation_says_what_to_run(
         "report", "--zoo", digits_zoo.path, "--generator", generator_folder, "--evaluation", tmp_path / "none"
     )
     assert "run `theta evaluate --out" in line
-
-
-@pytest.mark.parametrize(
-    ("given", "held"), [(["0.5", "0.9"], (0.5, 0.9)), (["-300", "-100"], (-300.0, -100.0)), ([], None)]
-)
-def test_a_range_that_may_be_none(given: list[str], held: tuple[float, float] | None) -> None:
-    args = ["--hole", *given] if given else []
-    assert _parse("train", command_of("train"), args)[0].hole == held
-
-
-def test_half_a_range_is_refused_in_plain_words(refused: Refused) -> None:
-    assert "--hole: got 0.5; expected a range of two numbers, LOW HIGH" in refused("train", "--hole", "0.5")

@@ -12,7 +12,7 @@ import torch
 from ckpt_factory.zoo import Zoo, sha256
 from cluster.evaluate import ARRAYS
 from cluster.report import ReportConfig, report
-from cluster.result import write_result
+from cluster.result import owned, write_result
 from cluster.train import prepare
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL
@@ -31,6 +31,14 @@ def test_what_is_not_finite_is_null_wherever_it_stands(tmp_path: Path) -> None:
     write_result(tmp_path, {"a": math.inf, "b": (1.0, -math.inf), "c": [{"d": (math.nan, 2)}], "e": tmp_path})
     found = strict(tmp_path / "result.json")
     assert found == {"a": None, "b": [1.0, None], "c": [{"d": [None, 2]}], "e": str(tmp_path)}
+
+
+def test_arrays_that_share_memory_are_written(tmp_path: Path) -> None:
+    """As all arrays of a single network and seed do with the first prompt's."""
+    achieved = torch.rand(1, 1, 3)
+    arrays = {"achieved": achieved, "one_update": achieved[:, :, 0], "turned": achieved.mT}
+    safetensors.torch.save_file(owned(arrays), tmp_path / ARRAYS)
+    torch.testing.assert_close(safetensors.torch.load_file(tmp_path / ARRAYS), arrays, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
