@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import errno
+import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all, as UTF-8 whatever the locale says."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a log, one a line; none if there is no file. Lines that a kill has torn are left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def check_writable(folder: Path) -> None:

@@ -88,9 +88,8 @@ class Zoo:
         old, new = old | old.pop("plan"), new | new.pop("plan")
         empty = {"unused": [], "hyper": {}}  # then they are not in the text
         check_same(f"{path} holds another zoo", empty | old, empty | new)
-        if (path / HEADER).read_text(
-            encoding="utf-8"
-        ) != header.to_json():  # the same settings, but not the very bytes
+        held = (path / HEADER).read_text(encoding="utf-8")
+        if held != header.to_json():  # the same settings, but not the very bytes
             write_text(path / HEADER, header.to_json())
         zoo.remove_leftovers()
         return zoo

@@ -31,7 +31,7 @@ from generator.evaluation.evaluate import finished_runs, prompt_grid
 from generator.sampling.samplers import SamplerName, Trajectory
 from generator.training.hole import Hole
 
-from .belongs import check_belongs, check_measurable
+from .belongs import check_belongs, check_measurable, sampling_of
 from .command import Command, Outcome
 from .progress import ProgressBar, say
 from .result import owned
@@ -216,9 +216,7 @@ def _check(config: AuditConfig) -> None:
     if config.source is not None:
         generator = WeightGenerator.load(config.source)
         check_belongs(generator, zoo)
-        generator.check_sampling(
-            generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
-        )
+        sampling_of(generator, config)
     task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
         open_folder(config.generated, None, task=task, flag="--generated")

@@ -16,7 +16,7 @@ from generator.conditioning import Calibration
 from generator.evaluation.evaluate import training_starts
 from generator.sampling.samplers import SamplerName, Trajectory
 
-from .belongs import check_belongs
+from .belongs import check_belongs, sampling_of
 from .command import Command
 from .tasks import task_of_zoo
 
@@ -97,9 +97,7 @@ def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
 def _own(config: CalibrateConfig) -> WeightGenerator:
     """The generator with the sampling that is asked for as its own."""
     generator = WeightGenerator.load(config.generator)
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
-    generator.check_sampling(sampling)
-    return replace(generator, sampling=sampling)
+    return replace(generator, sampling=sampling_of(generator, config))
 
 
 def _check(config: CalibrateConfig) -> None:

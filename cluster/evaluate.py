@@ -17,7 +17,7 @@ from ckpt_factory.files import atomic_path, check_writable
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.audit.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
-from generator.audit.novelty import Search, evenly, merge, training_runs
+from generator.audit.novelty import Search, merge, training_runs
 from generator.evaluation.amortise import amortised
 from generator.evaluation.evaluate import (
     HeldOut,
@@ -37,7 +37,7 @@ from generator.sampling.samplers import SamplerName, Trajectory
 from generator.training.hole import outside
 
 from .audit import NUM_PARTS, over_ray
-from .belongs import check_belongs, check_measurable
+from .belongs import check_belongs, check_measurable, sampling_of
 from .command import Command
 from .progress import ProgressBar, say
 from .result import owned
@@ -245,7 +245,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _sampled_as(config: EvaluateConfig, generator: WeightGenerator) -> dict[str, Any]:
     """How the networks of an evaluation were sampled."""
-    sampling = generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
+    sampling = sampling_of(generator, config)
     return {
         "sampler": sampling.sampler,
         "sampling_steps": sampling.steps,
@@ -320,10 +320,10 @@ def _audit_or_distances(
     each: Each,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The audit's numbers and arrays, or only the distances to the nearest training checkpoint."""
+    settings = AuditSettings(search_runs=config.search_runs)
     if config.audit:
         start = held_out.theta[:, 0]
         subject = subject_of_grid(generator, grid, start, most=config.distance_networks, seed=0)
-        settings = AuditSettings(search_runs=config.search_runs)
         audited, arrays = audit_networks(subject, held_out.rows(), zoo, task, settings, each=each)
         shown = {name: value for name, value in audited.items() if name not in DISTANCES}
         return (
@@ -336,8 +336,7 @@ def _audit_or_distances(
     reached = grid[generator.origin.prompted][: config.distance_networks, 0]
     matched = networks_of_metric(held_out, generator.origin.prompted, reached)
     first, units = generator.origin.num_training_runs, zoo.finished_units()
-    runs = training_runs(zoo, first)
-    runs = evenly(runs, config.search_runs or len(runs))
+    runs = settings.searched(training_runs(zoo, first))
     search = Search(torch.cat([made, matched]), first, frozenset(runs), hole=generator.origin.hole)
     found = each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
     nearest = merge(found).neighbours.distance[:, 0]
@@ -364,9 +363,7 @@ def _check(config: EvaluateConfig) -> None:
     generator = WeightGenerator.load(config.generator)
     check_belongs(generator, zoo)
     check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,))
-    generator.check_sampling(
-        generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
-    )
+    sampling_of(generator, config)
     task = task_of(config, zoo)
     if config.suite.amortise:
         spent_on(config.generator, zoo)

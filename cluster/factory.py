@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from ckpt_factory import Task, make, train_stack, with_options
 from ckpt_factory.card import write_card
-from ckpt_factory.files import DiskFullError, check_writable, full_disk_named
+from ckpt_factory.files import DiskFullError, check_writable, full_disk_named, json_lines
 from ckpt_factory.schema import DTYPES
 from ckpt_factory.tasks.options import MissingOptionError
 from ckpt_factory.train import check_plan
@@ -237,15 +237,8 @@ def all_lost(metrics: Mapping[str, Any]) -> bool:
 
 
 def logged(zoo: Zoo) -> list[dict[str, Any]]:
-    """The last report of every unit; a line that a kill has torn is left out."""
-    found: dict[int, dict[str, Any]] = {}
-    for line in (
-        (zoo.path / LOG).read_text(encoding="utf-8").splitlines() if (zoo.path / LOG).exists() else []
-    ):
-        with contextlib.suppress(json.JSONDecodeError):
-            report = json.loads(line)
-            found[report["unit"]] = report
-    return list(found.values())
+    """The last report of every unit."""
+    return list({report["unit"]: report for report in json_lines(zoo.path / LOG)}.values())
 
 
 def _reason(error: RayError) -> str:

@@ -18,6 +18,7 @@ from generator.channels import check_names
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
 from generator.sampling.samplers import SamplerName, Trajectory
 
+from .belongs import sampling_of
 from .command import Command, Outcome
 from .progress import say
 from .result import RESULT
@@ -260,9 +261,7 @@ def _check(config: PromptConfig) -> None:
     check_names(generator.metrics, list(wishes))
     for name, values in wishes.items():
         check_prompts(generator, values, name)
-    generator.check_sampling(
-        generator.sampling.changed(config.steps, config.sampler, config.trajectory, config.guidance)
-    )
+    sampling_of(generator, config)
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
     task_of_generator(generator.origin, config.data_root)

@@ -14,7 +14,9 @@ from generator.artefact import CONFIG, WeightGenerator
 from generator.evaluation.amortise import Spent
 from generator.evaluation.evaluate import held_out_runs
 from generator.evaluation.suite import Found, Material, SuiteConfig, run_part
+from generator.sampling.samplers import SamplerName, Trajectory
 
+from .belongs import sampling_of
 from .factory import logged
 
 
@@ -32,8 +34,8 @@ class Evaluated:
     num_seeds: int
     best: float | None
     steps: int | None
-    sampler: str | None
-    trajectory: str | None
+    sampler: SamplerName | None
+    trajectory: Trajectory | None
     guidance: float | None
 
 
@@ -46,9 +48,7 @@ def part_remotely(evaluated: Evaluated, config: SuiteConfig, data: Any, part: tu
 def material_of(evaluated: Evaluated, data: Any) -> Material:
     """All that a part of the evaluation looks at."""
     generator, zoo = WeightGenerator.load(evaluated.generator), Zoo.open(evaluated.zoo)
-    sampling = generator.sampling.changed(
-        evaluated.steps, evaluated.sampler, evaluated.trajectory, evaluated.guidance
-    )
+    sampling = sampling_of(generator, evaluated)
     if sampling != generator.sampling:  # its calibration is of its own
         generator = replace(generator, sampling=sampling, calibration=None)
     best = generator.best_metric if evaluated.best is None else evaluated.best

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from ckpt_factory.files import write_text
+from ckpt_factory.files import json_lines, write_text
 
 from .progress import ProgressBar, followed, say
 
@@ -31,13 +31,7 @@ class TrainingLog(UserCallback):
 
 def read_log(path: Path) -> list[dict[str, float | int]]:
     """The learning curve, one entry per reported step; of a step done twice, after a resume, the last."""
-    if not path.exists():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # a line that a kill has torn
-            entries.append(json.loads(line))
-    return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+    return [entry for _, entry in sorted({entry["step"]: entry for entry in json_lines(path)}.items())]
 
 
 def last_entry(path: Path) -> dict[str, float | int] | None:

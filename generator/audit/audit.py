@@ -62,6 +62,10 @@ class AuditSettings:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
+    def searched(self, runs: Sequence[int]) -> list[int]:
+        """Of training runs, those that networks are searched for in."""
+        return evenly(runs, self.search_runs or len(runs))
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -223,7 +227,7 @@ def audit_networks(
         )
     yardstick = yardsticks(held_out, zoo.header.prompted, subject.metric)
     middle = float(subject.metric[: subject.num_best].median())
-    searched = evenly(runs, settings.search_runs or len(runs))
+    searched = settings.searched(runs)
     search = Search(
         torch.cat([subject.theta, yardstick]),
         subject.num_training_runs,

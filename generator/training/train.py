@@ -235,7 +235,6 @@ def train(
         with autocast:
             found = errors(wrapped, pairs, t, scaling, training.rng)
         training.update(_loss(training, pairs, t, found, scaling, behaviour, meter), progress)
-        meter.pairs += config.batch_size
 
 
 def _autocast(config: TrainConfig, device: torch.device | str) -> torch.autocast:
@@ -254,11 +253,12 @@ def _metrics(training: Training, meter: Meter, progress: float) -> dict[str, flo
 
 
 def _drawn(draw: Draw, training: Training, meter: Meter, device: torch.device | str) -> Pairs:
-    """The pairs of the next step, some without their prompt; the meter is told how long they took."""
+    """The pairs of the next step, some without their prompt; the meter is told how many and how long."""
     asked = time.monotonic()
     pairs = draw(training.step, training.config.batch_size, training.rng)
     pairs = Pairs(*(tensor.to(device) for tensor in pairs))
     meter.waited_s += time.monotonic() - asked
+    meter.pairs += training.config.batch_size
     return _without_some_prompts(pairs, training.model.config.prompt_dropout, training.rng)
 
 
