@@ -19,7 +19,10 @@ from .artefact import WeightGenerator
 from .conditioning import Calibration
 
 STRETCHES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
-"""Lengths of updates that are tried: the mean of the networks that fit is shorter than each of them."""
+"""Lengths of updates that are tried, one after the other: the mean of the networks that fit is shorter than
+each of them."""
+PATIENCE = 2
+"""Lengths in a row that are no better than a shorter one, after which no longer one is tried."""
 BEYOND = 0.25
 """Share of the metric's range that is asked for beyond the best there is."""
 
@@ -40,28 +43,42 @@ def calibrate(
     kept with which the start networks come closest to prompts once these are calibrated; or prompts are asked
     for as they are, where nothing comes closer. None if all networks made are broken, whatever is asked for.
     """
-    plain = replace(generator, calibration=None)
     metric = task.evaluate(theta, "validation")[generator.metric]
     low, high = generator.scaling.metric_range
     worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
     asked = _asks(generator, worst, num_asks)
-    of_asks = []
-    for ask in asked.tolist():  # one after the other: the networks of all asks may not fit into memory
-        made = plain.update(theta, metric, ask, rng=rng)
-        networks = (torch.lerp(theta, made, stretch) for stretch in STRETCHES)
-        of_asks.append(
-            torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
-        )
     prompts = torch.linspace(generator.best_metric, worst, 20)
-    best, least = None, float("inf")
-    for stretch, got in zip(STRETCHES, torch.stack(of_asks, 1), strict=True):  # (asks, N)
+    plain, begin = replace(generator, calibration=None), rng.get_state()
+    best, least, since = None, float("inf"), 0
+    for stretch in STRETCHES:
+        rng.set_state(begin)  # the same updates again: those of all asks at once may not fit into memory
+        got = torch.stack(
+            [_measured(plain, task, theta, metric, ask, stretch, rng) for ask in asked.tolist()]
+        )
         candidates = [_monotone(asked, got, stretch)]
         if stretch == 1 and candidates[0] is not None:
             candidates.append(Calibration(asked, asked))
+        since += 1
         for found in candidates:
             if found is not None and (missed := _missed(found, asked, got, prompts)) < least:
-                best, least = found, missed
+                best, least, since = found, missed, 0
+        if best is not None and since == PATIENCE:
+            break
     return best
+
+
+def _measured(
+    generator: WeightGenerator,
+    task: Task,
+    theta: Float[Tensor, "N D"],
+    metric: Float[Tensor, " N"],
+    ask: float,
+    stretch: float,
+    rng: torch.Generator,
+) -> Float[Tensor, " N"]:
+    """The validation metric of each start after an update for `ask` that is so many times as long."""
+    made = torch.lerp(theta, generator.update(theta, metric, ask, rng=rng), stretch)
+    return task.evaluate(made, "validation")[generator.metric]
 
 
 def _monotone(asked: Tensor, got: Tensor, stretch: float) -> Calibration | None:

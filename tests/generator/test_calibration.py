@@ -12,7 +12,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator, _digest
-from generator.calibration import STRETCHES, _missed, calibrate
+from generator.calibration import PATIENCE, STRETCHES, _missed, calibrate
 from generator.card import model_card
 from generator.conditioning import Calibration
 from generator.evaluation.evaluate import training_starts
@@ -129,14 +129,17 @@ class Obedient(Denoiser):
 
 
 def test_who_does_as_asked_already_is_asked_for_what_is_prompted(
-    generator: WeightGenerator, digits: Task, digits_zoo: Zoo
+    generator: WeightGenerator, digits: Task, digits_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    evaluate, measured = digits.evaluate, []
+    monkeypatch.setattr(digits, "evaluate", lambda *args: measured.append(1) or evaluate(*args))
     rows = digits_zoo.read_unit(0)
     model = Obedient(generator, rows.theta.float(), rows.metrics["validation_loss"])
     made = replace(generator, model=model, sampling=Sampling(steps=1, sampler="ddim"))
-    found = calibrate(made, digits, rows.theta[:, 0].float(), rng=seeded(3))
+    found = calibrate(made, digits, rows.theta[:, 0].float(), rng=seeded(3), num_asks=30)
     assert found is not None
     assert found.stretch == 1
+    assert len(measured) == 1 + (1 + PATIENCE) * 30, "no more lengths are tried than it takes"
     prompts = torch.linspace(generator.best_metric, 2.2, 10)
     assert (found.ask(prompts) - prompts).abs().max() < 0.2, "as near as checkpoints are to one another"
 
