@@ -28,7 +28,7 @@ class ImportConfig:
 
     lmdb: Path | None = None
     """A set in the published LMDB format: the folder of its run directories 000000, 000001, ..., in each
-    data.mdb, runs.json and DONE.txt, as the README describes them."""
+    data.mdb, runs.json and DONE.txt, as ckpt_factory/README.md describes them."""
     folder: Path | None = None
     """A folder of networks instead: state_dicts as .safetensors, .pt or .pth."""
     metrics: Path | None = None

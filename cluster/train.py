@@ -25,6 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from ckpt_factory.files import check_writable, write_text
+from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import CONFIG, WeightGenerator
 from generator.card import model_card
@@ -36,7 +37,7 @@ from generator.origin import Origin
 from generator.training.behaviour import Behaviour, behaviour_of
 from generator.training.hole import check_hole, outside
 from generator.training.pairs import WindowFeed
-from generator.training.reading import reservoir_of
+from generator.training.reading import reservoir_of, some_networks
 from generator.training.scales import fit_scaling
 from generator.training.train import Report, TrainConfig, faster_precision, train
 
@@ -57,6 +58,8 @@ WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
 """Training runs that coordinates and scales are fitted on."""
+HIDDEN_RUNS = 64
+"""Training runs whose hidden units say what the layers behind them read."""
 Observe = Callable[[WeightGenerator, Report, dict[str, Any] | None], Report]
 """(the generator, how to report, the state it goes on from) -> how to report instead."""
 
@@ -75,7 +78,10 @@ def prepare(config: GeneratorConfig, zoo: Zoo) -> WeightGenerator:
     columns = outside(columns, zoo.header.prompted, config.hole)
     _, *also = with_objectives(names, columns, zoo.header.objective)
     origin = Origin.of_zoo(zoo, num_training, config.hole, tuple(also))
-    coordinates = Coordinates.fit(task, rank=config.rank)
+    networks = None
+    if config.hidden_space:
+        networks = some_networks(zoo, task, num_training, HIDDEN_RUNS, config.hole, rng=seeded(0))
+    coordinates = Coordinates.fit(task, rank=config.rank, networks=networks)
     reservoir = reservoir_of(zoo, coordinates, 0, num_training, FIT_RUNS, config.hole, names)
     rng = torch.Generator().manual_seed(config.training.seed)
     model = config.training.model

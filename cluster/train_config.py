@@ -32,6 +32,9 @@ class GeneratorConfig:
     rank: int = 128
     """Directions of the inputs that incoming weights are kept in (function-space coordinates); 0: all, as
     they are."""
+    hidden_space: bool = False
+    """Function-space coordinates in layers that read hidden units, too: by what these say along training
+    runs, whichever of them is which."""
     scales: ScalesName | None = None
     """What networks and updates are divided by: a number for every tensor, or a single one for all
     coordinates, as published. Default: tensor, with tokens gpt single."""

@@ -50,9 +50,6 @@ def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:
     """README.md of a generator: what it makes, from what it learned, how to use it, what it cannot do."""
     origin, scaling, config = generator.origin, generator.scaling, generator.model.config
     low, high = scaling.metric_range
-    layers = ", ".join(
-        f"{name}: {layer.basis.shape[1]} directions" for name, layer in generator.coordinates.layers.items()
-    )
     return f"""# Generator of {origin.task} networks
 
 Given a network, its {origin.prompted} and a prompted one, it makes the updated network in one update.
@@ -67,7 +64,7 @@ seen from {low:.4g} to {high:.4g}, prompts outside are extrapolation{_hole(gener
 | model | {type(generator.model).__name__}, width {config.width}, depth {config.depth}, \
 {training["parameters"]:,} parameters |
 | diffusion | {config.prediction} prediction, {config.path} path, condition by {config.condition} |
-| coordinates | {layers or "parameters as they are"} |
+| coordinates | {generator.coordinates.words} |
 | sampling | {how_sampled(generator)} |
 | trained on | {training["training_runs"]:,} runs \
 ({training["held_out_runs"]:,} more are held out, ids from {origin.num_training_runs}) |

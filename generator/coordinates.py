@@ -1,9 +1,10 @@
 """Coordinates: a space of networks in which distance is that of their functions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -12,9 +13,8 @@ from torch import Tensor
 from ckpt_factory import ParamSpec, Task
 from ckpt_factory.symmetry import Symmetry
 
+from .hidden import HiddenLayer, hidden_layers
 from .model.tokens import NeuronTokens, Slot
-
-MOMENTS = ("mean", "basis", "scale")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Coordinates:
     spec: ParamSpec
     symmetry: Symmetry
     layers: Mapping[str, Layer]
+    hidden: Mapping[str, HiddenLayer] = field(default_factory=dict)
+    """Of the layers that read hidden units, where networks are in function space in these, too."""
 
     @cached_property
     def tokens(self) -> NeuronTokens:
@@ -54,36 +56,51 @@ class Coordinates:
         return replace(whole, layers=tuple(layers), rest_slots=self._narrowed(whole.rest_slots))
 
     @classmethod
-    def fit(cls, task: Task, *, rank: int, floor: float = 0.1) -> "Coordinates":
+    def fit(
+        cls,
+        task: Task,
+        *,
+        rank: int,
+        networks: Float[Tensor, "K D"] | None = None,
+        floor: float = 0.1,
+    ) -> "Coordinates":
         """Coordinates for a task's networks, from its training inputs.
 
         Args:
             rank: at most so many directions of a layer's inputs are kept; 0 keeps weights as they are.
+            networks: training checkpoints whose hidden units say what the layers behind them read; None
+                keeps the weights of these as they are.
             floor: directions whose standard deviation is below this share of the largest are left out.
         """
         layers = {}
         for name, (mean, covariance) in (task.input_moments() if rank else {}).items():
             if task.symmetry.axes_to_perm[f"{name}.weight"][1]:
-                continue  # inputs that are units themselves have no directions that all networks share
+                continue  # hidden units have no directions that all networks share: `hidden_layers`
             if f"{name}.bias" not in task.spec.names:
                 mean, covariance = torch.zeros_like(mean), covariance + mean.outer(mean)
             variance, vectors = torch.linalg.eigh(covariance.double())
             scale = variance.clamp_min(0).sqrt().flip(0)
             kept = min(rank, int((scale > floor * scale[0]).sum()))
             layers[name] = Layer(mean, vectors.flip(1)[:, :kept].float().contiguous(), scale[:kept].float())
-        return cls(task.spec, task.symmetry, layers)
+        hidden = {} if networks is None else hidden_layers(task, networks)
+        return cls(task.spec, task.symmetry, layers, hidden)
 
     def to(self, device: torch.device | str) -> "Coordinates":
         """The same with its layers on a device, so that no use of them copies them there."""
-        moved = {
-            name: Layer(*(getattr(layer, field).to(device) for field in MOMENTS))
-            for name, layer in self.layers.items()
-        }
-        return replace(self, layers=moved)
+        moved = {key: tensor.to(device) for key, tensor in self.tensors().items()}
+        return self.from_tensors(self.spec, self.symmetry, moved)
 
     @property
     def Z(self) -> int:
         return self.tokens.Z
+
+    @property
+    def words(self) -> str:
+        """What they are, for cards and reports."""
+        kept = [f"{name}: {len(layer.scale)} directions" for name, layer in self.layers.items()]
+        return (
+            ", ".join(kept + [f"{name}: by hidden units" for name in self.hidden]) or "parameters as they are"
+        )
 
     @cached_property
     def reduced(self) -> Symmetry:
@@ -111,6 +128,8 @@ class Coordinates:
             if bias in params:
                 params[bias] = params[bias] + weight @ layer.mean.to(theta)
             params[f"{name}.weight"] = weight @ (layer.basis * layer.scale).to(theta)
+        for name, layer in self.hidden.items():
+            _change(params, name, layer.encode)
         return self._join(params)
 
     def decode_update(self, dz: Float[Tensor, "K Z"]) -> Float[Tensor, "K D"]:
@@ -121,6 +140,8 @@ class Coordinates:
             if bias in params:
                 params[bias] = params[bias] - weight @ layer.mean.to(dz)
             params[f"{name}.weight"] = weight.unflatten(2, shapes[f"{name}.weight"][1:])
+        for name, layer in self.hidden.items():
+            _change(params, name, layer.decode)
         return self.spec.flatten(params)
 
     def slots(self) -> list[tuple[str, Tensor]]:
@@ -180,20 +201,30 @@ class Coordinates:
     def tensors(self) -> dict[str, Tensor]:
         """What to store, by name; `from_tensors` is the way back."""
         return {
-            f"{name}/{field}": getattr(layer, field).contiguous()
-            for name, layer in self.layers.items()
-            for field in MOMENTS
+            f"{name}/{each.name}": getattr(layer, each.name).contiguous()
+            for name, layer in (*self.layers.items(), *self.hidden.items())
+            for each in fields(layer)
         }
 
     @classmethod
     def from_tensors(
         cls, spec: ParamSpec, symmetry: Symmetry, tensors: Mapping[str, Tensor]
     ) -> "Coordinates":
-        names = {key.rpartition("/")[0] for key in tensors}
-        layers = {
-            name: Layer(**{field: tensors[f"{name}/{field}"] for field in MOMENTS}) for name in sorted(names)
-        }
-        return cls(spec, symmetry, layers)
+        found: dict[type, dict[str, Any]] = {Layer: {}, HiddenLayer: {}}
+        for name in sorted({key.rpartition("/")[0] for key in tensors}):
+            kind = HiddenLayer if f"{name}/common" in tensors else Layer
+            found[kind][name] = kind(**{each.name: tensors[f"{name}/{each.name}"] for each in fields(kind)})
+        return cls(spec, symmetry, found[Layer], found[HiddenLayer])
+
+
+def _change(
+    params: dict[str, Tensor], name: str, change: Callable[..., tuple[Tensor, Tensor | None]]
+) -> None:
+    """A layer's weight, and its bias if it has one, to coordinates or back."""
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    params[weight], moved = change(params[weight], params.get(bias))
+    if moved is not None:
+        params[bias] = moved
 
 
 def _unflatten(values: Tensor, shape: tuple[int, ...], front: tuple[int, ...]) -> Tensor:

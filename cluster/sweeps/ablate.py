@@ -39,7 +39,8 @@ class AblateConfig(GeneratorConfig):
     only: tuple[str, ...] = ()
     """Names of variants, beside the default; default all of them: prediction-v, prediction-noise, min-snr,
     path-linear, path-flow, flow-matching, shift-1, shift-8, condition-token, scales-single, rank-0, rank-32,
-    chunks, chunks-none, canonical, behaviour-0, behaviour-10, pairs-published, dropout, guidance."""
+    hidden-space, chunks, chunks-none, canonical, behaviour-0, behaviour-10, pairs-published, dropout,
+    guidance."""
     seeds: int = 3
     """Trainings of each variant."""
     cpu_seconds: float = 120.0

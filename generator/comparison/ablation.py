@@ -69,6 +69,7 @@ VARIANTS = (
     Variant("scales-single", "one scale for all coordinates", {"scales": "single"}),
     Variant("rank-0", "parameters as they are, no function space", {"rank": 0}),
     Variant("rank-32", "32 directions of the inputs", {"rank": 32}),
+    Variant("hidden-space", "function space in layers that read hidden units, too", {"hidden_space": True}),
     Variant("chunks", "tokens as published, units shuffled", {f"{MODEL}.tokens": "chunks"}),
     Variant(
         "chunks-none",
@@ -105,7 +106,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     "pairs": ("training.pairs",),
     "tokens": (),
     "scales": ("scales",),
-    "function space": ("rank",),
+    "function space": ("rank", "hidden_space"),
     "conditioning": (),
     "behaviour": ("training.behaviour",),
     "schedule": (f"{MODEL}.path", f"{MODEL}.time_shift", f"{MODEL}.prediction", "sampler", "sampling_steps"),

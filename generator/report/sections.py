@@ -163,7 +163,6 @@ def weights(e: Evidence) -> str:
 def training(e: Evidence) -> str:
     """The generator and its learning curve."""
     g, config, curve = e.generator, e.generator.model.config, e.curve
-    kept = ", ".join(f"{name}: {len(layer.scale)} directions" for name, layer in g.coordinates.layers.items())
     prompts = []
     for name in g.metrics:
         low, high = (show(value) for value in g.range_of(name))
@@ -175,7 +174,7 @@ def training(e: Evidence) -> str:
             "Size",
             f"{config.tokens} as tokens, width {config.width}, depth {config.depth}, {config.heads} heads",
         ),
-        ("Coordinates", html.escape(kept) or "parameters as they are"),
+        ("Coordinates", html.escape(g.coordinates.words)),
         ("Prompts", "; or ".join(prompts)),
         ("Sampling", how_sampled(g)),
         ("Learned from", f"{g.origin.num_training_runs:,} runs"),

@@ -1,11 +1,13 @@
 """Runs of a zoo in a generator's coordinates, without Ray: few enough to be held in memory at once."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from ckpt_factory import Task
 from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
@@ -43,11 +45,31 @@ def reservoir_of(
     in the hole. With the metrics of `columns`; default the zoo's prompted one."""
     ids = {unit: zoo.header.run_ids(unit) for unit in zoo.finished_units()}
     units = [unit for unit, held in ids.items() if held[0] < end and held[-1] >= first]
+    units = units[:: max(1, len(units) // most)]
     per_unit = -(-most // max(1, len(units)))
     reservoir = Reservoir(per_unit * max(1, len(units)))
     for unit in units:
-        rows = zoo.read_unit(unit)
+        rows = zoo.read_unit(unit, _groups_of(zoo, unit, max(0, first - ids[unit][0]), per_unit))
         chosen = ((rows.run_ids >= first) & (rows.run_ids < end)).nonzero().squeeze(1)[:per_unit]
         metric = metrics_of(rows, columns or (zoo.header.prompted,))[chosen]
         reservoir.push(encoded(coordinates, rows.theta[chosen], metric, hole))
     return reservoir
+
+
+def some_networks(
+    zoo: Zoo, task: Task, end: int, num: int, hole: Hole | None = None, *, rng: torch.Generator
+) -> Float[Tensor, "N D"]:
+    """Finite checkpoints of `num` runs with ids before `end`, one of each in the mean, as they are."""
+    plain = Coordinates(task.spec, task.symmetry, {})
+    parts = reservoir_of(zoo, plain, 0, end, num, hole).checkpoints(num, rng=rng)
+    return plain.decode_update(torch.cat(list(parts)))
+
+
+def _groups_of(zoo: Zoo, unit: int, skipped: int, num_runs: int) -> list[int]:
+    """The row groups that so many of a unit's runs lie in, after some that are skipped."""
+    ends = list(accumulate(zoo.row_groups(unit)))
+    return [
+        group
+        for group, (begin, end) in enumerate(pairwise([0, *ends]))
+        if begin < skipped + num_runs and end > skipped
+    ]

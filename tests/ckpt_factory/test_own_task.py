@@ -1,4 +1,4 @@
-"""The README's own task, as it stands there."""
+"""The own task of the README of zoos, as it stands there."""
 
 import importlib
 import re
@@ -8,11 +8,11 @@ import pytest
 
 from ckpt_factory import RunPlan, check_task, make, registry, train_stack
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "ckpt_factory" / "README.md"
 
 
 def own_task_example() -> str:
-    section = README.read_text().partition("### Your own task")[2]
+    section = README.read_text().partition("## Your own task")[2]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found
     return found[1]

@@ -42,3 +42,12 @@ def trained(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("generators") / "whole"
     train.fit(GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING))
     return out
+
+
+@pytest.fixture(scope="session")
+def measured(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training, with all that is measured after it: calibrated for one step of ddim, and moments."""
+    out = tmp_path_factory.mktemp("generators") / "measured"
+    how = {"sampling_steps": 1, "sampler": "ddim", "calibrate": 18, "moments": 32}
+    train.fit(GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING, **how))
+    return out

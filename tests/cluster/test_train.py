@@ -78,12 +78,11 @@ def test_a_hole_is_left_out_of_all_that_is_learned_from(
 
 
 def test_prompts_calibrated_after_training_are_met_more_closely(
-    trained: Path, digits: Task, digits_zoo: Zoo, tmp_path: Path
+    trained: Path, measured: Path, digits: Task, digits_zoo: Zoo
 ) -> None:
     """After 240 steps too little is made of prompts; on the starts calibrated on it shows."""
-    train.fit(config(digits_zoo, tmp_path, sampling_steps=1, sampler="ddim", calibrate=18))
-    torch.testing.assert_close(model_of(tmp_path), model_of(trained), rtol=0, atol=0)
-    generator = WeightGenerator.load(tmp_path)
+    torch.testing.assert_close(model_of(measured), model_of(trained), rtol=0, atol=0)
+    generator = WeightGenerator.load(measured)
     assert generator.calibration is not None
     theta = training_starts(digits_zoo, 18, 18)
     metric = digits.evaluate(theta, "validation")["loss"]
@@ -149,6 +148,18 @@ def test_a_resumed_training_has_the_coordinates_that_it_began_with(
     (tmp_path / FITTED).write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"fitted.safetensors is damaged .* give another --out"):
         train.fit(asked)
+
+
+def test_hidden_units_give_coordinates_that_are_saved(digits_zoo: Zoo, tmp_path: Path) -> None:
+    made = train.prepare(config(digits_zoo, tmp_path, hidden_space=True), digits_zoo)
+    assert set(made.coordinates.hidden) == {"fc2"}
+    made.save(tmp_path, training={}, card="")
+    assert "fc2: by hidden units" in made.coordinates.words
+    theta = digits_zoo.read_unit(0).theta[:, -1]
+    z = WeightGenerator.load(tmp_path).coordinates.encode(theta)
+    torch.testing.assert_close(z, made.coordinates.encode(theta), rtol=0, atol=0)
+    plain = train.prepare(config(digits_zoo, tmp_path), digits_zoo)
+    assert not torch.allclose(z, plain.coordinates.encode(theta))
 
 
 def test_what_can_never_run_is_refused_instead_of_waited_for(
