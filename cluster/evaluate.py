@@ -220,15 +220,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
+        **_sampled_as(generator),
+        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
+        "num_networks": len(held_out.run_ids),
+        "num_seeds": config.num_seeds,
+        "wall_s": time.monotonic() - started,
+    }
+
+
+def _sampled_as(generator: WeightGenerator) -> dict[str, Any]:
+    """How the networks of an evaluation were sampled."""
+    return {
         "sampler": generator.sampling.sampler,
         "sampling_steps": generator.sampling.steps,
         "trajectory": generator.sampling.trajectory,
         "guidance": generator.sampling.guidance,
         "calibrated_prompts": generator.calibration is not None,
-        "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
-        "num_networks": len(held_out.run_ids),
-        "num_seeds": config.num_seeds,
-        "wall_s": time.monotonic() - started,
     }
 
 
