@@ -28,10 +28,10 @@ from generator.audit.baselines import BASELINES
 from generator.audit.frontier import frontier_picture
 from generator.audit.novelty import evenly
 from generator.evaluation.evaluate import finished_runs, prompt_grid
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 from generator.training.hole import Hole
 
-from .belongs import check_belongs, check_measurable, sampling_of
+from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
 from .progress import ProgressBar, say
 from .result import owned
@@ -67,30 +67,19 @@ class AuditConfig:
     held_out: float | None = None
     """Share of the zoo's runs, the last ones, that whoever made --generated never saw; default 0.1, or what
     --generator was trained with."""
-    steps: int | None = None
-    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
-    are not calibrated."""
-    sampler: SamplerName | None = None
-    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
-    default the generator's own."""
-    trajectory: Trajectory | None = None
-    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
-    generator's own."""
-    guidance: float | None = None
-    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
-    --prompt-dropout. Default the generator's own."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     thoroughness: AuditSettings = field(default_factory=AuditSettings)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_networks", 1), ("num_prompts", 2), ("steps", 1)):
+        for name, least in (("num_networks", 1), ("num_prompts", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise ValueError(f"held_out is {self.held_out}; expected a share between 0 and 1")
         if self.generated is not None:
-            for name in ("num_prompts", "steps", "sampler", "trajectory", "guidance"):
-                if getattr(self, name) is not None:
+            for name, value in ({"num_prompts": self.num_prompts} | vars(self.sampling)).items():
+                if value is not None:
                     raise ValueError(f"{name} is for networks of a generator; leave it out with --generated")
         if self.held_out is not None and (self.generated is None or self.generator is not None):
             raise ValueError("held_out is for --generated without --generator, which knows its held-out runs")
@@ -114,15 +103,11 @@ def grid_remotely(config: AuditConfig, id: str, data: Any, theta: torch.Tensor) 
     torch.set_num_threads(1)
     assert config.generator is not None
     return prompt_grid(
-        WeightGenerator.load(config.generator),
+        WeightGenerator.load(config.generator).with_sampling(config.sampling),
         make(id, data=data, data_root=config.data_root),
         theta,
         seed=config.thoroughness.seed,
         num_prompts=config.num_prompts or NUM_PROMPTS,
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
     )
 
 
@@ -214,9 +199,7 @@ def _check(config: AuditConfig) -> None:
     zoo = Zoo.open(config.zoo)
     check_measurable(zoo, "an audit")
     if config.source is not None:
-        generator = WeightGenerator.load(config.source)
-        check_belongs(generator, zoo)
-        sampling_of(generator, config)
+        check_belongs(WeightGenerator.load(config.source).with_sampling(config.sampling), zoo)
     task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
         open_folder(config.generated, None, task=task, flag="--generated")

@@ -1,24 +1,7 @@
-"""What belongs together: a generator and the zoo it was trained on, a zoo and its task's metrics, and a
-generator and how it shall be sampled."""
-
-from typing import Protocol
+"""What belongs together: a generator and the zoo it was trained on, a zoo and its task's metrics."""
 
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import WeightGenerator
-from generator.sampling.samplers import SamplerName, Sampling, Trajectory
-
-
-class SamplingAsked(Protocol):
-    """Configs that may ask for another sampling; None is the generator's own."""
-
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def sampler(self) -> SamplerName | None: ...
-    @property
-    def trajectory(self) -> Trajectory | None: ...
-    @property
-    def guidance(self) -> float | None: ...
 
 
 def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
@@ -44,14 +27,3 @@ def check_measurable(zoo: Zoo, what: str) -> None:
             f"zoo {zoo.path} was imported with the metrics of its source; {what} needs those of the "
             "task on its validation and test data: import it again with --evaluate"
         )
-
-
-def sampling_of(generator: WeightGenerator, asked: SamplingAsked) -> Sampling:
-    """How a generator is sampled when something else may be asked for.
-
-    Raises:
-        ValueError: the generator has not what that needs, like moments.
-    """
-    sampling = generator.sampling.changed(asked.steps, asked.sampler, asked.trajectory, asked.guidance)
-    generator.check_sampling(sampling)
-    return sampling

@@ -1,6 +1,6 @@
 """Calibrating a generator's prompts, as one remote call: after its training, or later."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from generator.calibration import calibrate
 from generator.card import save_changed
 from generator.conditioning import Calibration
 from generator.evaluation.evaluate import training_starts
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 
-from .belongs import check_belongs, sampling_of
+from .belongs import check_belongs
 from .command import Command
 from .tasks import task_of_zoo
 
@@ -35,14 +35,8 @@ class CalibrateConfig:
     """Where the task's images are, as for `theta make`."""
     starts: int = 128
     """Initialisations; 40 networks are made from each, and measured at several lengths of the update."""
-    steps: int | None = None
-    """Sampling steps that become the generator's own; default those it has."""
-    sampler: SamplerName | None = None
-    """Sampler that becomes the generator's own; default the one it has."""
-    trajectory: Trajectory | None = None
-    """Trajectory that becomes the generator's own; default the one it has."""
-    guidance: float | None = None
-    """Guidance that becomes the generator's own; default the one it has."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
+    """Another sampling, which becomes the generator's own."""
     seed: int = 0
     """Seed of the sampling noise."""
 
@@ -96,8 +90,7 @@ def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
 
 def _own(config: CalibrateConfig) -> WeightGenerator:
     """The generator with the sampling that is asked for as its own."""
-    generator = WeightGenerator.load(config.generator)
-    return replace(generator, sampling=sampling_of(generator, config))
+    return WeightGenerator.load(config.generator).with_sampling(config.sampling)
 
 
 def _check(config: CalibrateConfig) -> None:

@@ -33,11 +33,11 @@ from generator.evaluation.several import without_its_prompt
 from generator.evaluation.starts import STARTS, recursive_curves
 from generator.evaluation.suite import Found, SuiteConfig, parts_of
 from generator.prompt import check_prompts
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 from generator.training.hole import outside
 
 from .audit import NUM_PARTS, over_ray
-from .belongs import check_belongs, check_measurable, sampling_of
+from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
 from .result import owned
@@ -71,18 +71,7 @@ class EvaluateConfig:
     """The best prompt; default the best validation metric of the training runs."""
     num_seeds: int = 3
     """Repetitions with other sampling noise; the spread over them is reported."""
-    steps: int | None = None
-    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
-    are not calibrated."""
-    sampler: SamplerName | None = None
-    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
-    default the generator's own."""
-    trajectory: Trajectory | None = None
-    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
-    generator's own."""
-    guidance: float | None = None
-    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
-    --prompt-dropout. Default the generator's own."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     distance_networks: int = 32
     """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
     none."""
@@ -106,7 +95,6 @@ class EvaluateConfig:
             ("num_networks", 1),
             ("num_prompts", 2),
             ("num_seeds", 1),
-            ("steps", 1),
             ("distance_networks", 0),
             ("search_runs", 0),
             ("ood", 0),
@@ -116,6 +104,11 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {value}; expected at least {least}")
         if self.audit and not self.distance_networks:
             raise ValueError("distance_networks is 0, which leaves nothing to audit; give --no-audit, too")
+
+
+def load(config: EvaluateConfig) -> WeightGenerator:
+    """The generator, sampled as it is evaluated."""
+    return WeightGenerator.load(config.generator).with_sampling(config.sampling)
 
 
 def task_of(config: EvaluateConfig, zoo: Zoo, data: Any = None) -> Task:
@@ -141,7 +134,7 @@ def id_of_task(config: EvaluateConfig, zoo: Zoo) -> str:
 @ray.remote(num_cpus=1)
 def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    generator, zoo = load(config), Zoo.open(config.zoo)
     return prompt_grid(
         generator,
         task_of(config, zoo, data),
@@ -149,10 +142,6 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
         seed=seed,
         num_prompts=config.num_prompts,
         best=config.best_prompt,
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
         networks=seed == 0,  # of the others only what they achieve is looked at
     )
 
@@ -160,7 +149,7 @@ def grid_of_seed(config: EvaluateConfig, data: Any, seed: int) -> dict[str, Any]
 @ray.remote(num_cpus=1)
 def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, Any]:
     torch.set_num_threads(1)
-    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    generator, zoo = load(config), Zoo.open(config.zoo)
     return recursive_curves(
         generator,
         task_of(config, zoo, data),
@@ -169,17 +158,13 @@ def curves_of_start(config: EvaluateConfig, data: Any, kind: str) -> dict[str, A
         seed=0,
         updates=config.ood,
         best=config.best_prompt,
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
     )
 
 
 @ray.remote(num_cpus=1)
 def measured_remotely(config: EvaluateConfig, data: Any) -> HeldOut:
     torch.set_num_threads(1)
-    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    generator, zoo = load(config), Zoo.open(config.zoo)
     held_out = held_out_runs(zoo, generator, config.num_networks)
     return measured_again(held_out, task_of(config, zoo, data))
 
@@ -192,7 +177,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     check_writable(config.out)
-    generator, zoo = WeightGenerator.load(config.generator), Zoo.open(config.zoo)
+    generator, zoo = load(config), Zoo.open(config.zoo)
     check_belongs(generator, zoo)
     for warning in check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,)):
         say(warning, label="warning")
@@ -235,7 +220,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "task": zoo.header.task,
         "evaluated": {"zoo": generator.origin.zoo_sha256, "model": sha256(config.generator / MODEL)},
         "arrays": sha256(config.out / ARRAYS),
-        **_sampled_as(config, generator),
+        **_sampled_as(generator),
         "networks_per_s": sum(grid["networks_per_s"] for grid in grids) / len(grids),
         "num_networks": len(held_out.run_ids),
         "num_seeds": config.num_seeds,
@@ -243,15 +228,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def _sampled_as(config: EvaluateConfig, generator: WeightGenerator) -> dict[str, Any]:
+def _sampled_as(generator: WeightGenerator) -> dict[str, Any]:
     """How the networks of an evaluation were sampled."""
-    sampling = sampling_of(generator, config)
     return {
-        "sampler": sampling.sampler,
-        "sampling_steps": sampling.steps,
-        "trajectory": sampling.trajectory,
-        "guidance": sampling.guidance,
-        "calibrated_prompts": generator.calibration is not None and sampling == generator.sampling,
+        "sampler": generator.sampling.sampler,
+        "sampling_steps": generator.sampling.steps,
+        "trajectory": generator.sampling.trajectory,
+        "guidance": generator.sampling.guidance,
+        "calibrated_prompts": generator.calibration is not None,
     }
 
 
@@ -279,10 +263,7 @@ def _evaluated(config: EvaluateConfig, zoo: Zoo) -> Evaluated:
         num_prompts=config.num_prompts,
         num_seeds=config.num_seeds,
         best=config.best_prompt,
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
+        sampling=config.sampling,
     )
 
 
@@ -360,10 +341,9 @@ def _check(config: EvaluateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
     check_measurable(zoo, "an evaluation")
-    generator = WeightGenerator.load(config.generator)
+    generator = load(config)
     check_belongs(generator, zoo)
     check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,))
-    sampling_of(generator, config)
     task = task_of(config, zoo)
     if config.suite.amortise:
         spent_on(config.generator, zoo)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.channels import check_names
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 
-from .belongs import sampling_of
 from .command import Command, Outcome
 from .progress import say
 from .result import RESULT
@@ -44,18 +43,7 @@ class PromptConfig:
     """Fresh initialisations to start from; default 4."""
     updates: int = 1
     """Updates in a row, each from the metric that the last one achieved."""
-    steps: int | None = None
-    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
-    are not calibrated."""
-    sampler: SamplerName | None = None
-    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
-    default the generator's own."""
-    trajectory: Trajectory | None = None
-    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
-    generator's own."""
-    guidance: float | None = None
-    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
-    --prompt-dropout. Default the generator's own."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     seed: int = 0
     """Seed of initialisations and sampling noise."""
     out: Path = Path("runs/prompted")
@@ -64,7 +52,7 @@ class PromptConfig:
     """Where the task's images are, as for `theta make`."""
 
     def __post_init__(self) -> None:
-        for name in ("num_networks", "updates", "steps"):
+        for name in ("num_networks", "updates"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
@@ -140,7 +128,7 @@ def prompt_remotely(
     config: PromptConfig, data: Any, theta: torch.Tensor, prompt: dict[str, torch.Tensor]
 ) -> Prompted:
     torch.set_num_threads(1)
-    generator = WeightGenerator.load(config.generator)
+    generator = WeightGenerator.load(config.generator).with_sampling(config.sampling)
     return prompt_networks(
         generator,
         task_of_generator(generator.origin, config.data_root, data=data),
@@ -148,10 +136,6 @@ def prompt_remotely(
         prompt,
         rng=seeded(config.seed, 1),
         updates=config.updates,
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
     )
 
 
@@ -256,12 +240,11 @@ def _run(config: PromptConfig) -> Outcome:
 
 
 def _check(config: PromptConfig) -> None:
-    generator = WeightGenerator.load(config.generator)
+    generator = WeightGenerator.load(config.generator).with_sampling(config.sampling)
     wishes = config.named or {generator.metric: config.prompts}
     check_names(generator.metrics, list(wishes))
     for name, values in wishes.items():
         check_prompts(generator, values, name)
-    sampling_of(generator, config)
     if config.start is not None:
         load_network(config.start, generator.coordinates.spec)
     task_of_generator(generator.origin, config.data_root)

@@ -1,7 +1,7 @@
 """The evaluation's further parts on the cluster: a remote call each."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from generator.artefact import CONFIG, WeightGenerator
 from generator.evaluation.amortise import Spent
 from generator.evaluation.evaluate import held_out_runs
 from generator.evaluation.suite import Found, Material, SuiteConfig, run_part
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 
-from .belongs import sampling_of
 from .factory import logged
 
 
@@ -33,10 +32,7 @@ class Evaluated:
     num_prompts: int
     num_seeds: int
     best: float | None
-    steps: int | None
-    sampler: SamplerName | None
-    trajectory: Trajectory | None
-    guidance: float | None
+    sampling: SamplingChange
 
 
 @ray.remote(num_cpus=1)
@@ -48,9 +44,7 @@ def part_remotely(evaluated: Evaluated, config: SuiteConfig, data: Any, part: tu
 def material_of(evaluated: Evaluated, data: Any) -> Material:
     """All that a part of the evaluation looks at."""
     generator, zoo = WeightGenerator.load(evaluated.generator), Zoo.open(evaluated.zoo)
-    sampling = sampling_of(generator, evaluated)
-    if sampling != generator.sampling:  # its calibration is of its own
-        generator = replace(generator, sampling=sampling, calibration=None)
+    generator = generator.with_sampling(evaluated.sampling)
     best = generator.best_metric if evaluated.best is None else evaluated.best
     held_out = held_out_runs(zoo, generator, evaluated.num_networks)
     task = make(evaluated.task, data=data, data_root=evaluated.data_root)

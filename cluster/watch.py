@@ -1,7 +1,7 @@
 """Watching what a generator makes: a film of policies side by side, each with its prompt and its return."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from ckpt_factory.tasks.registry import spec, with_options
 from ckpt_factory.zoo import sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.prompt import check_prompts, prompt_networks
-from generator.sampling.samplers import SamplerName, Trajectory
+from generator.sampling.samplers import SamplingChange
 from rl_tasks.tasks import PolicyTask
 from rl_tasks.watch import check_drawable, compose, play, write_film
 
@@ -40,28 +40,15 @@ class WatchConfig:
     """Of the film; MP4 is smaller, a GIF is shown everywhere."""
     every: int = 4
     """Steps of the environment from one picture to the next."""
-    steps: int | None = None
-    """Sampling steps of an update; default the generator's own. With another sampling than its own, prompts
-    are not calibrated."""
-    sampler: SamplerName | None = None
-    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
-    default the generator's own."""
-    trajectory: Trajectory | None = None
-    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
-    generator's own."""
-    guidance: float | None = None
-    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
-    --prompt-dropout. Default the generator's own."""
+    sampling: SamplingChange = field(default_factory=SamplingChange)
     seed: int = 0
     """Seed of the initialisation, of the sampling noise, and of the episode that is shown."""
     out: Path = Path("runs/watch")
     """Folder for the film."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; expected a non-negative integer")
         _ = self.prompts
@@ -87,10 +74,6 @@ def watch(config: WatchConfig) -> dict[str, Any]:
         start,
         torch.tensor(prompts),
         rng=seeded(config.seed, 1),
-        steps=config.steps,
-        sampler=config.sampler,
-        trajectory=config.trajectory,
-        guidance=config.guidance,
     )
     achieved, std = (made.achieved[-1][f"test_{name}"].tolist() for name in ("return", "return_std"))
     captions = [
@@ -131,7 +114,7 @@ def load(config: WatchConfig) -> tuple[WeightGenerator, PolicyTask]:
     Raises:
         ValueError: another task than asked for, or one that has no policies to watch.
     """
-    generator = WeightGenerator.load(config.generator)
+    generator = WeightGenerator.load(config.generator).with_sampling(config.sampling)
     name = generator.origin.task
     if config.task is not None and not _is_of(name, config.task):
         raise ValueError(f"the generator in {config.generator} is for {name!r}, not for {config.task!r}")

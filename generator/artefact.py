@@ -26,7 +26,15 @@ from .model.layouts import Layout, arrange, canonical_index, layout_of
 from .model.width import transfer
 from .origin import Origin
 from .sampling.analytic import Moments
-from .sampling.samplers import SAMPLERS, Covariance, Denoise, Sampling
+from .sampling.samplers import (
+    SAMPLERS,
+    Covariance,
+    Denoise,
+    SamplerName,
+    Sampling,
+    SamplingChange,
+    Trajectory,
+)
 from .sampling.trajectory import optimal_trajectory
 from .training.pairs import Pairs
 
@@ -135,8 +143,8 @@ class WeightGenerator:
         *,
         rng: torch.Generator,
         steps: int | None = None,
-        sampler: str | None = None,
-        trajectory: str | None = None,
+        sampler: SamplerName | None = None,
+        trajectory: Trajectory | None = None,
         guidance: float | None = None,
         at_once: int = AT_ONCE,
         noise: Float[Tensor, "K Z"] | None = None,
@@ -164,7 +172,9 @@ class WeightGenerator:
                 trained for, networks, metrics and prompts that do not fit together, or prompts of no metric,
                 an unknown one, or no numbers.
         """
-        sampling = self.sampling.changed(steps, sampler, trajectory, guidance)
+        asked = SamplingChange(steps=steps, sampler=sampler, trajectory=trajectory, guidance=guidance)
+        sampled = self.with_sampling(asked)
+        sampling, calibration = sampled.sampling, sampled.calibration
         times, more = self._plan(sampling)
         told = conditions(self.metrics, metric, prompt)
         starts, prompts = (each.to(theta.device, torch.float32) for each in told)  # (K, M)
@@ -174,8 +184,8 @@ class WeightGenerator:
                 f"(K, {self.coordinates.spec.D}) and (K,), a single network as theta.unsqueeze(0)"
             )
         stretch, main_alone = 1.0, list(by_name(prompt, self.metric)) == [self.metric]
-        if self.calibration is not None and sampling == self.sampling and main_alone:
-            prompts[:, 0], stretch = self.calibration.ask(prompts[:, 0]), self.calibration.stretch
+        if calibration is not None and main_alone:
+            prompts[:, 0], stretch = calibration.ask(prompts[:, 0]), calibration.stretch
         sample = partial(SAMPLERS[sampling.sampler].sample, timesteps=times.to(theta.device), rng=rng, **more)
         thetas, metrics, wishes = (each.split(at_once) for each in (theta, starts, prompts))
         noises = [None] * len(thetas) if noise is None else noise.split(at_once)
@@ -228,37 +238,34 @@ class WeightGenerator:
             u = u.gather(1, index.argsort(1))  # back into the order in which the networks came
         return theta + self.coordinates.decode_update(self.scaling.unscale_update(u))
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Refuse a sampling that needs what this generator has not.
+    def with_sampling(self, by: SamplingChange | Sampling) -> "WeightGenerator":
+        """With another sampling as its own; without its calibration then, which is of the sampling it had.
 
         Raises:
-            ValueError: its sampler or its trajectory needs moments, and there are none; or guidance needs a
-                training that dropped prompts.
+            ValueError: that needs moments, and there are none, or a training that dropped prompts.
         """
+        sampling = self.sampling.changed(by)
         if sampling.guidance != 1 and not self.model.config.prompt_dropout:
             raise ValueError(
                 f"guidance is {sampling.guidance:g}, but the generator has learned nothing without a prompt; "
                 "leave it at 1, or train with --prompt-dropout 0.1"
             )
-        if not sampling.needs_moments or self.moments is not None:
-            return
-        by_sampler = SAMPLERS[sampling.sampler].covariance
-        what = f"sampler {sampling.sampler!r}" if by_sampler else f"an {sampling.trajectory} trajectory"
-        raise ValueError(
-            f"{what} needs to know how uncertain the generator's predictions are: measure it with "
-            "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
-        )
+        if sampling.needs_moments and self.moments is None:
+            by_sampler = SAMPLERS[sampling.sampler].covariance
+            what = f"sampler {sampling.sampler!r}" if by_sampler else f"an {sampling.trajectory} trajectory"
+            raise ValueError(
+                f"{what} needs to know how uncertain the generator's predictions are: measure it with "
+                "`theta moments`, or take ddim, ddpm or dpm-solver++ and an even trajectory"
+            )
+        return self if sampling == self.sampling else replace(self, sampling=sampling, calibration=None)
 
     def _plan(self, sampling: Sampling) -> tuple[Float[Tensor, " T"], dict[str, Covariance]]:
         """The times of a sampling, and what its sampler has to know beside the denoiser."""
         moments, kind = self.moments, SAMPLERS[sampling.sampler].covariance
-        self.check_sampling(sampling)
-        if moments is None or not sampling.needs_moments:
-            return self.model.times.sampling(sampling.steps), {}
         times = self.model.times.sampling(sampling.steps)
-        if sampling.trajectory == "optimal":
+        if moments is not None and sampling.trajectory == "optimal":
             times = optimal_trajectory(moments, sampling.steps, self.model.times)
-        if kind is None:
+        if moments is None or kind is None:
             return times, {}
         group = self.coordinates.group
         return times, {"covariance": lambda t: moments.covariance(kind, t.cpu())[group]}

@@ -50,10 +50,6 @@ def prompt_networks(
     *,
     rng: torch.Generator,
     updates: int = 1,
-    steps: int | None = None,
-    sampler: str | None = None,
-    trajectory: str | None = None,
-    guidance: float | None = None,
     start: Mapping[str, Float[Tensor, " K"]] | None = None,
 ) -> Prompted:
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
@@ -73,16 +69,7 @@ def prompt_networks(
     for _ in range(updates):
         metrics = {name: now[generator.column_of(name)] for name in prompts}
         began = time.perf_counter()
-        theta = generator.update(
-            theta,
-            metrics,
-            prompts,
-            rng=rng,
-            steps=steps,
-            sampler=sampler,
-            trajectory=trajectory,
-            guidance=guidance,
-        )
+        theta = generator.update(theta, metrics, prompts, rng=rng)
         sampling_s += time.perf_counter() - began
         now = measured(task, theta)
         achieved.append(now)

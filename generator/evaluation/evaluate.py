@@ -138,10 +138,6 @@ def prompt_grid(
     seed: int,
     num_prompts: int = 20,
     best: float | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    trajectory: str | None = None,
-    guidance: float | None = None,
     start: Mapping[str, Float[Tensor, " N"]] | None = None,
     networks: bool = True,
 ) -> dict[str, Any]:
@@ -157,17 +153,9 @@ def prompt_grid(
     best = generator.best_metric if best is None else best
     worst = start[generator.column_of(generator.metric)]
     prompts = linear_prompts(best, worst, task.prompt_start, num_prompts)
-    sampled = {"steps": steps, "sampler": sampler, "trajectory": trajectory, "guidance": guidance}
-    return {"prompts": prompts} | grid_of_prompts(
-        generator,
-        task,
-        theta,
-        {generator.metric: prompts},
-        seed=seed,
-        start=start,
-        networks=networks,
-        **sampled,
-    )
+    wishes = {generator.metric: prompts}
+    grid = grid_of_prompts(generator, task, theta, wishes, seed=seed, start=start, networks=networks)
+    return {"prompts": prompts} | grid
 
 
 def grid_of_prompts(
@@ -177,10 +165,6 @@ def grid_of_prompts(
     prompts: Mapping[str, Float[Tensor, "N P"]],
     *,
     seed: int,
-    steps: int | None = None,
-    sampler: str | None = None,
-    trajectory: str | None = None,
-    guidance: float | None = None,
     start: Mapping[str, Float[Tensor, " N"]] | None = None,
     networks: bool = True,
 ) -> dict[str, Any]:
@@ -194,18 +178,8 @@ def grid_of_prompts(
     start = measured(task, theta) if start is None else start
     thetas, achieved, sampling_s = [], [], 0.0
     for k in range(next(iter(prompts.values())).shape[1]):
-        made = prompt_networks(
-            generator,
-            task,
-            theta,
-            {name: wishes[:, k] for name, wishes in prompts.items()},
-            rng=seeded(seed, k),
-            steps=steps,
-            sampler=sampler,
-            trajectory=trajectory,
-            guidance=guidance,
-            start=start,
-        )
+        wishes = {name: values[:, k] for name, values in prompts.items()}
+        made = prompt_networks(generator, task, theta, wishes, rng=seeded(seed, k), start=start)
         achieved.append(made.achieved[-1])
         sampling_s += made.sampling_s
         if networks:

@@ -48,10 +48,6 @@ def recursive_curves(
     seed: int,
     updates: int = 10,
     best: float | None = None,
-    steps: int | None = None,
-    sampler: str | None = None,
-    trajectory: str | None = None,
-    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Start networks of a kind, prompted for the best metric again and again.
 
@@ -67,18 +63,7 @@ def recursive_curves(
     starts = torch.stack([make(task.spec, row, rng) for row, rng in zip(theta, rngs, strict=True)])
     rng = seeded(seed, list(STARTS).index(kind))
     prompt = torch.full((len(theta),), best)
-    made = prompt_networks(
-        generator,
-        task,
-        starts,
-        prompt,
-        rng=rng,
-        updates=updates,
-        steps=steps,
-        sampler=sampler,
-        trajectory=trajectory,
-        guidance=guidance,
-    )
+    made = prompt_networks(generator, task, starts, prompt, rng=rng, updates=updates)
     return {
         name: torch.stack([made.start[name], *(after[name] for after in made.achieved)], 1)
         for name in made.start

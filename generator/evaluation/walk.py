@@ -1,7 +1,6 @@
 """Latent walks: one start and one prompt, a loop of noises, and the networks along the way."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 
 from ..artefact import WeightGenerator
-from ..sampling.samplers import Sampling
+from ..sampling.samplers import SamplingChange
 
 MANY_STEPS = 20
 """Sampling steps of a walk where the generator's own are too few to make anything of the noise."""
@@ -29,11 +28,10 @@ def circle(size: int, frames: int, *, rng: torch.Generator) -> Float[Tensor, "fr
     return phi.cos() * a + phi.sin() * b
 
 
-def walking(generator: WeightGenerator) -> Sampling:
-    """How a walk is sampled: nothing but the noise it begins with may be random, and that must matter."""
-    own = generator.sampling.steps
-    guidance = generator.sampling.guidance
-    return Sampling(steps=own if own > 1 else MANY_STEPS, sampler="ddim", guidance=guidance)
+def walking(generator: WeightGenerator) -> WeightGenerator:
+    """As a walk is sampled: nothing but the noise it begins with may be random, and that must matter."""
+    steps = MANY_STEPS if generator.sampling.steps == 1 else None
+    return generator.with_sampling(SamplingChange(steps=steps, sampler="ddim", trajectory="even"))
 
 
 def latent_walk(
@@ -56,20 +54,17 @@ def latent_walk(
     noise = circle(generator.coordinates.Z, frames, rng=seeded(seed))
     starts = theta.expand(frames, -1)
 
-    def walk(sampling: Sampling) -> Float[Tensor, "F D"]:
-        plain = replace(generator, sampling=sampling)
-        if sampling != generator.sampling:
-            plain = replace(plain, calibration=None)
-        return plain.update(starts, metric, prompt, rng=seeded(seed), noise=noise)
+    def walk(by: WeightGenerator) -> Float[Tensor, "F D"]:
+        return by.update(starts, metric, prompt, rng=seeded(seed), noise=noise)
 
-    sampling = walking(generator)
-    made = walk(sampling)
+    walker = walking(generator)
+    made = walk(walker)
     achieved = task.metrics_of(made)
     numbers = {
-        "walk_steps": sampling.steps,
+        "walk_steps": walker.sampling.steps,
         "walk_prompt": prompt,
         "walk_spread": spread(made, theta),
-        "walk_spread_own": spread(walk(generator.sampling), theta) if generator.sampling.steps == 1 else None,
+        "walk_spread_own": spread(walk(generator), theta) if generator.sampling.steps == 1 else None,
     }
     for name, values in achieved.items():
         if name in (f"test_{generator.metric}", "test_error"):

@@ -74,16 +74,7 @@ def sampler_quality(
     start = measured(task, theta)
     for sampling in samplings:
         grid = prompt_grid(
-            generator,
-            task,
-            theta,
-            start=start,
-            seed=seed,
-            num_prompts=num_prompts,
-            steps=sampling.steps,
-            sampler=sampling.sampler,
-            trajectory=sampling.trajectory,
-            guidance=sampling.guidance,
+            generator.with_sampling(sampling), task, theta, start=start, seed=seed, num_prompts=num_prompts
         )
         alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
         trained = torch.stack(

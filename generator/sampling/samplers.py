@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -187,17 +187,26 @@ class Sampling:
         """Whether a generator has to know how uncertain its predictions are."""
         return SAMPLERS[self.sampler].covariance is not None or self.trajectory == "optimal"
 
-    def changed(
-        self,
-        steps: int | None,
-        sampler: str | None,
-        trajectory: str | None = None,
-        guidance: float | None = None,
-    ) -> "Sampling":
-        """With other steps, another sampler, trajectory or guidance, where they are given."""
-        return Sampling(
-            steps=self.steps if steps is None else steps,
-            sampler=sampler or self.sampler,
-            trajectory=trajectory or self.trajectory,
-            guidance=self.guidance if guidance is None else guidance,
-        )
+    def changed(self, by: "SamplingChange | Sampling") -> "Sampling":
+        """With all that the other one says."""
+        return replace(self, **{name: value for name, value in vars(by).items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingChange:
+    """Another sampling than the generator's own, with which its prompts are not calibrated."""
+
+    steps: int | None = None
+    """Sampling steps of an update; default the generator's own."""
+    sampler: SamplerName | None = None
+    """Ancestral (ddpm), deterministic (ddim, dpm-solver++) or analytic sampling (after `theta moments`);
+    default the generator's own."""
+    trajectory: Trajectory | None = None
+    """Steps even in time, or optimal by what the model misses (after `theta moments`); default the
+    generator's own."""
+    guidance: float | None = None
+    """How far prompts are followed, 1 as the model says; others need a generator that was trained with
+    --prompt-dropout. Default the generator's own."""
+
+    def __post_init__(self) -> None:
+        Sampling().changed(self)  # refuses what no generator is sampled by

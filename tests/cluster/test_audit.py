@@ -18,6 +18,7 @@ from cluster.cli import run
 from generator.audit.audit import AuditSettings, Subject, audit_networks
 from generator.evaluation.evaluate import finished_runs
 from generator.prompt import save_networks
+from generator.sampling.samplers import SamplingChange
 from tests.conftest import write_zoo
 
 pytestmark = pytest.mark.ray
@@ -143,6 +144,6 @@ def test_options_that_belong_to_something_else_are_refused() -> None:
         AuditConfig(held_out=0.2)
     for given in ({"sampler": "ddim"}, {"trajectory": "optimal"}, {"guidance": 2.0}):
         with pytest.raises(ValueError, match=f"{next(iter(given))} is for networks of a generator"):
-            AuditConfig(generated=Path("x"), **given)
+            AuditConfig(generated=Path("x"), sampling=SamplingChange(**given))
     with pytest.raises(ValueError, match="held_out is 1"):
         AuditConfig(held_out=1.5, generated=Path("x"))

@@ -11,7 +11,7 @@ from cluster.calibration import COMMAND, CalibrateConfig, calibrate_again
 from generator.artefact import MODEL, WeightGenerator
 from generator.calibration import calibrate
 from generator.evaluation.evaluate import training_starts
-from generator.sampling.samplers import Sampling
+from generator.sampling.samplers import Sampling, SamplingChange
 from tests.conftest import write_zoo
 
 pytestmark = pytest.mark.ray
@@ -22,7 +22,12 @@ def test_it_is_calibrated_as_in_this_process_and_nothing_else_changes(
 ) -> None:
     before = (trained / MODEL).read_bytes()
     config = CalibrateConfig(
-        generator=trained, zoo=digits_zoo.path, out=tmp_path, starts=4, steps=1, sampler="ddim", seed=3
+        generator=trained,
+        zoo=digits_zoo.path,
+        out=tmp_path,
+        starts=4,
+        sampling=SamplingChange(steps=1, sampler="ddim"),
+        seed=3,
     )
     found = calibrate_again(config)
     made, plain = WeightGenerator.load(tmp_path), WeightGenerator.load(trained)
@@ -44,7 +49,8 @@ def test_what_does_not_belong_together_is_refused(trained: Path, digits: Task, t
     assert COMMAND.check is not None
     with pytest.raises(ValueError, match="trained on another zoo"):
         COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, out=tmp_path / "out"))
+    by = SamplingChange(sampler="extended-ddpm")
     with pytest.raises(ValueError, match="needs to know how uncertain"):
-        COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, sampler="extended-ddpm"))
+        COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, sampling=by))
     with pytest.raises(ValueError, match="starts is 0"):
         CalibrateConfig(starts=0)

@@ -44,6 +44,7 @@ def test_without_a_list_of_them_all_stays(tmp_path: Path, text: str | None) -> N
             ([command, *flags], words)
             for command in ("prompt", "evaluate", "audit")
             for flags, words in (
+                (["--steps", "0"], "sampling steps: got 0, expected at least 1"),
                 (["--guidance", "nan"], "guidance is nan; expected a finite number"),
                 (
                     ["--guidance", "2"],

@@ -79,6 +79,8 @@ def test_a_film_shows_every_prompt(policies: Path, tmp_path: Path) -> None:
         (["--task", f"{TASK}&activation=tanh"], "is for 'rl_tasks:cartpole-v0?"),
         (["--task", "rl_tasks:cartpole-v0?copies=5"], "is for 'rl_tasks:cartpole-v0?"),
         (["--every", "0"], "every is 0; expected at least 1"),
+        (["--steps", "0"], "sampling steps: got 0, expected at least 1"),
+        (["--sampler", "extended-ddpm"], "'extended-ddpm' needs to know how uncertain"),
         (["--episodes", "3"], "episodes is 3; expected an even number"),
         (["--format", "avi"], "format"),
     ],

@@ -202,7 +202,10 @@ def test_a_single_network_without_its_axis_is_refused(
         generator.update(theta, torch.full((1,), 2.3), 0.5, rng=seeded(1))
 
 
-def test_unknown_samplers_are_refused(generator: WeightGenerator, digits: Task) -> None:
+def test_unknown_samplers_are_refused(
+    generator: WeightGenerator, digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside of the tests
     with pytest.raises(ValueError, match="unknown sampler 'euler'; expected one of ddim"):
         updated(generator, digits, sampler="euler")
     with pytest.raises(ValueError, match="sampling steps: got 0"):

@@ -25,6 +25,7 @@ from generator.audit.baselines import BASELINES
 from generator.audit.prompts import hearing
 from generator.evaluation.evaluate import held_out_runs, prompt_grid
 from generator.rebasin import align
+from generator.sampling.samplers import SamplingChange
 from tests.conftest import write_zoo
 
 NUM_TRAINING, NUM = 16, 8
@@ -204,7 +205,8 @@ def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(
     digits: Task, digits_zoo: Zoo, generator: WeightGenerator
 ) -> None:
     start = held_out_runs(digits_zoo, generator, 5).theta[:, 0]
-    grid = prompt_grid(generator, digits, start, seed=0, num_prompts=3, steps=1)
+    one_step = generator.with_sampling(SamplingChange(steps=1))
+    grid = prompt_grid(one_step, digits, start, seed=0, num_prompts=3)
     subject = subject_of_grid(generator, grid, start, most=4, seed=0)
     assert subject.num_best == 4
     assert torch.equal(subject.theta[:4], grid["theta"][:4, 0])

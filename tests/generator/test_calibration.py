@@ -17,7 +17,7 @@ from generator.card import model_card
 from generator.conditioning import Calibration
 from generator.evaluation.evaluate import training_starts
 from generator.model.dit import Denoiser
-from generator.sampling.samplers import Sampling
+from generator.sampling.samplers import Sampling, SamplingChange
 
 from .test_artefact import TRAINING
 
@@ -61,6 +61,11 @@ def test_prompts_are_calibrated_for_the_generators_own_sampling_alone(
     assert not torch.equal(made(own, starts, 0.8), made(own, starts, 0.4))
     for other in ({"steps": 2}, {"sampler": "ddpm"}):
         assert torch.equal(made(asking, starts, 0.8, **other), made(own, starts, 0.8, **other))
+        changed = asking.with_sampling(SamplingChange(**other))
+        assert (changed.sampling, changed.calibration) == (replace(own.sampling, **other), None)
+        assert torch.equal(made(changed, starts, 0.8), made(own, starts, 0.8, **other))
+    for same in (SamplingChange(), SamplingChange(steps=1, sampler="ddim"), own.sampling):
+        assert asking.with_sampling(same) is asking
 
 
 def test_sampling_and_calibration_are_saved(

@@ -30,6 +30,7 @@ from generator.model.dit import DiTConfig
 from generator.origin import Origin
 from generator.prompt import check_made, check_prompts, prompt_networks
 from generator.sampling.diffusion import add_noise
+from generator.sampling.samplers import SamplingChange
 from generator.sampling.uncertainty import measure_moments
 from generator.training.pairs import Pairs, Runs
 from generator.training.reading import reservoir_of
@@ -336,7 +337,8 @@ def test_returns_are_channels_as_losses_are(returns: Returns, tmp_path: Path) ->
     assert all(isinstance(view, MetricView) and view.from_best for view in made.scaling.views)
     theta = returns.init([seeded(1), seeded(2)])
     wish = {"deterministic_return": torch.full((2,), made.best_of("deterministic_return"))}
-    found = prompt_networks(made, returns, theta, wish, rng=seeded(0), steps=1)
+    one_step = made.with_sampling(SamplingChange(steps=1))
+    found = prompt_networks(one_step, returns, theta, wish, rng=seeded(0))
     assert found.theta.isfinite().all()
     assert list(found.prompts) == ["deterministic_return"]
 

@@ -25,6 +25,7 @@ from generator.evaluation.evaluate import (
     summarise,
     training_checkpoints,
 )
+from generator.sampling.samplers import SamplingChange
 from tests.conftest import write_zoo
 
 from .conftest import TRAINING_RUNS
@@ -219,8 +220,12 @@ def test_networks_of_a_metric_are_the_nearest_of_their_run(
         assert torch.equal(found[q], held_out.theta[q, gaps.index(min(gaps))])
 
 
+def in_two_steps(generator: WeightGenerator) -> WeightGenerator:
+    return generator.with_sampling(SamplingChange(steps=2))
+
+
 def grid_of(generator: WeightGenerator, task: Task, theta: Tensor, seed: int) -> dict:
-    return prompt_grid(generator, task, theta, seed=seed, num_prompts=4, steps=2)
+    return prompt_grid(in_two_steps(generator), task, theta, seed=seed, num_prompts=4)
 
 
 def test_a_prompt_grid_measures_what_it_made(digits: Task, generator: WeightGenerator) -> None:
@@ -238,7 +243,7 @@ def test_a_prompt_grid_measures_what_it_made(digits: Task, generator: WeightGene
     again, other = grid_of(generator, digits, theta, 0), grid_of(generator, digits, theta, 1)
     assert torch.equal(grid["theta"], again["theta"])
     assert not torch.equal(grid["theta"], other["theta"])
-    lean = prompt_grid(generator, digits, theta, seed=0, num_prompts=4, steps=2, networks=False)
+    lean = prompt_grid(in_two_steps(generator), digits, theta, seed=0, num_prompts=4, networks=False)
     assert lean.keys() == grid.keys() - {"theta"}
     assert all(torch.equal(lean[name], grid[name]) for name in lean if name != "networks_per_s")
 

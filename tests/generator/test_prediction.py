@@ -24,7 +24,7 @@ from generator.model.layouts import arrange, layout_of
 from generator.model.prediction import PredictionName, clean_update, error_scale
 from generator.sampling.diffusion import PathName, Times, alpha_sigma, training_times
 from generator.sampling.linear_schedule import NUM_STEPS, respaced, step_of, step_times
-from generator.sampling.samplers import SAMPLERS, Sampling
+from generator.sampling.samplers import SAMPLERS, Sampling, SamplingChange
 from generator.sampling.uncertainty import measure_moments
 from generator.training.pairs import Pairs
 from generator.training.scales import TARGET_STD, fit_scaling
@@ -273,9 +273,8 @@ def test_guidance_goes_beyond_the_prediction_with_a_prompt(digits: Task, digits_
     torch.testing.assert_close(none, free)
     torch.testing.assert_close(twice, free + 2 * (told - free), rtol=1e-4, atol=1e-4)
     assert not torch.equal(updated(made, digits, guidance=2.0), updated(made, digits))
-    plain, guided = (
-        prompt_grid(made, digits, theta, seed=0, num_prompts=2, steps=2, guidance=g) for g in (None, 2.0)
-    )
+    ways = (made.with_sampling(SamplingChange(steps=2, guidance=g)) for g in (None, 2.0))
+    plain, guided = (prompt_grid(way, digits, theta, seed=0, num_prompts=2) for way in ways)
     assert torch.equal(guided["prompts"], plain["prompts"])
     assert not torch.equal(guided["theta"], plain["theta"])
     own = replace(made, sampling=Sampling(guidance=2.0))
@@ -285,8 +284,9 @@ def test_guidance_goes_beyond_the_prediction_with_a_prompt(digits: Task, digits_
 def test_guidance_needs_a_training_that_dropped_prompts(generator: WeightGenerator, digits: Task) -> None:
     with pytest.raises(ValueError, match=r"guidance is 1.5, but .* train with --prompt-dropout 0.1"):
         updated(generator, digits, guidance=1.5)
-    with pytest.raises(ValueError, match="guidance is nan; expected a finite number"):
-        Sampling(guidance=math.nan)
+    for kind in (Sampling, SamplingChange):
+        with pytest.raises(ValueError, match="guidance is nan; expected a finite number"):
+            kind(guidance=math.nan)
 
 
 CHOICES = DiTConfig(

@@ -155,13 +155,12 @@ def halving(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_recursion_conditions_on_what_the_last_update_achieved(tiny: MLPClassifier, halving: Any) -> None:
     theta, prompt, rng = tiny.init([seeded(0), seeded(1)]), torch.tensor([0.5, 0.9]), seeded(7)
-    made = prompt_networks(halving, tiny, theta, prompt, rng=rng, updates=3, steps=4, sampler="ddpm")
+    made = prompt_networks(halving, tiny, theta, prompt, rng=rng, updates=3)
     assert len(halving.asked) == len(made.achieved) == 3
     for n, asked in enumerate(halving.asked):
         assert torch.equal(asked["theta"], theta / 2**n)
         assert torch.equal(asked["metric"]["loss"], tiny.evaluate(theta / 2**n, "validation")["loss"])
         assert torch.equal(asked["prompt"]["loss"], prompt)
-        assert (asked["steps"], asked["sampler"]) == (4, "ddpm")
         assert asked["rng"] is rng
         for split in ("validation", "test"):
             for name, values in tiny.evaluate(theta / 2 ** (n + 1), split).items():
@@ -200,7 +199,7 @@ def test_start_networks_are_measured_once_for_all_prompts_and_seeds(
     few: dict[str, Any] = {"num_prompts": 3, "num_seeds": 2}
     samplings = [Sampling(steps=1), Sampling(steps=2)]
     ways = {
-        "grid": lambda task: prompt_grid(generator, task, starts, seed=0, num_prompts=4, steps=1),
+        "grid": lambda task: prompt_grid(generator, task, starts, seed=0, num_prompts=4),
         "same": lambda task: same_prompts(generator, task, starts, torch.tensor([0.5, 1.0]), seed=3),
         "alone": lambda task: alone(generator, task, starts, training, "loss", **few)[1],
         "together": lambda task: together(generator, task, starts, training, best=0.3, **few)[1],
@@ -219,16 +218,16 @@ def test_known_metrics_of_the_starts_change_nothing(
     starts = digits.init([seeded(5, k) for k in range(3)])
     prompt, known = torch.full((3,), 0.5), measured(digits, starts)
     made, again = (
-        prompt_networks(generator, digits, starts, prompt, rng=seeded(0), steps=2, updates=2, start=start)
+        prompt_networks(generator, digits, starts, prompt, rng=seeded(0), updates=2, start=start)
         for start in (None, known)
     )
     assert torch.equal(again.theta, made.theta)
     assert known.keys() == made.start.keys() == again.start.keys()
     for name, values in made.achieved[-1].items():
         assert torch.equal(again.achieved[-1][name], values)
-    grid = prompt_grid(generator, digits, starts, seed=0, num_prompts=3, steps=1)
+    grid = prompt_grid(generator, digits, starts, seed=0, num_prompts=3)
     expected = [
-        prompt_networks(generator, digits, starts, wish, rng=seeded(0, k), steps=1).theta
+        prompt_networks(generator, digits, starts, wish, rng=seeded(0, k)).theta
         for k, wish in enumerate(grid["prompts"].unbind(1))
     ]
     assert torch.equal(grid["theta"], torch.stack(expected, 1))

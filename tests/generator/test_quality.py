@@ -12,7 +12,7 @@ from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.evaluation.evaluate import held_out_runs, prompt_alignment, prompt_grid
 from generator.sampling.quality import sampler_quality, sliced_wasserstein, weight_distances
-from generator.sampling.samplers import Sampling
+from generator.sampling.samplers import Sampling, SamplingChange
 from generator.sampling.uncertainty import measure_moments
 
 SPEC = ParamSpec(("weight", "bias"), ((4, 3), (4,)))
@@ -66,7 +66,8 @@ def test_every_sampling_is_measured_on_held_out_starts(
     first, second = sampler_quality(knowing, digits, held_out, samplings, num_prompts=4)
     assert (first["sampler"], first["evaluations"], first["broken"]) == ("ddim", 1, 0)
     assert (second["trajectory"], second["evaluations"]) == ("optimal", 2)
-    grid = prompt_grid(knowing, digits, held_out.theta[:, 0], seed=0, num_prompts=4, steps=1, sampler="ddim")
+    one_step = knowing.with_sampling(SamplingChange(steps=1, sampler="ddim"))
+    grid = prompt_grid(one_step, digits, held_out.theta[:, 0], seed=0, num_prompts=4)
     alignment = prompt_alignment(grid["prompts"], grid["test_loss"])
     assert first["prompt_alignment"] == pytest.approx(float(alignment.mean()))
     assert set(first["tensors"]) == set(digits.spec.names)

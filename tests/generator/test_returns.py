@@ -32,6 +32,7 @@ from generator.model.dit import DiTConfig
 from generator.prompt import Prompted, check_made
 from generator.report import plots
 from generator.report.report import render_report
+from generator.sampling.samplers import SamplingChange
 from generator.training.pairs import Pairs, Reservoir, Runs
 from generator.training.reading import metrics_of
 from tests.conftest import write_zoo
@@ -68,10 +69,9 @@ def policies(returns: Returns, zoo: Zoo) -> WeightGenerator:
 def evaluated(
     returns: Returns, zoo: Zoo, policies: WeightGenerator
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[dict[str, Any]]]:
-    held_out = held_out_runs(zoo, policies, 4)
+    held_out, one_step = held_out_runs(zoo, policies, 4), policies.with_sampling(SamplingChange(steps=1))
     grids = [
-        prompt_grid(policies, returns, held_out.theta[:, 0], seed=seed, num_prompts=5, steps=1)
-        for seed in range(2)
+        prompt_grid(one_step, returns, held_out.theta[:, 0], seed=seed, num_prompts=5) for seed in range(2)
     ]
     result, arrays = summarise(policies, held_out, grids, training_checkpoints(zoo, NUM_TRAINING), returns)
     return result, arrays, grids
@@ -227,8 +227,9 @@ def test_held_out_runs_can_be_measured_again(returns: Returns, zoo: Zoo, policie
 def page(returns: Returns, zoo: Zoo, policies: WeightGenerator, evaluated: Any) -> str:
     result, arrays, _ = evaluated
     theta = held_out_runs(zoo, policies, 4).theta[:, 0]
+    one_step = policies.with_sampling(SamplingChange(steps=1))
     for kind in STARTS:
-        curve = recursive_curves(policies, returns, theta, kind, seed=0, updates=2, steps=1)
+        curve = recursive_curves(one_step, returns, theta, kind, seed=0, updates=2)
         arrays = arrays | {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result = result | {f"ood_{kind}": curve["test_return"].median(0).values.tolist()}
     return render_report(zoo, policies, result, arrays, CURVE)

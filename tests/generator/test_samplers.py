@@ -1,6 +1,7 @@
 """Samplers: exact on a Gaussian, whose optimal denoiser is known in closed form."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from generator.sampling.samplers import (
     SAMPLERS,
     Denoise,
     Sampling,
+    SamplingChange,
     sample_ddim,
     sample_ddpm,
     sample_dpm_solver,
@@ -252,5 +254,16 @@ def test_a_sampling_that_cannot_be_is_refused() -> None:
         Sampling(sampler="euler")
     with pytest.raises(ValueError, match="unknown trajectory 'odd'; expected even or optimal"):
         Sampling(trajectory="odd")
-    with pytest.raises(ValueError, match="sampling steps: got 0"):
-        Sampling(steps=0)
+    for kind in (Sampling, SamplingChange):
+        with pytest.raises(ValueError, match="sampling steps: got 0, expected at least 1"):
+            kind(steps=0)
+
+
+def test_a_change_says_nothing_of_the_rest() -> None:
+    own = Sampling(steps=3, sampler="ddim", trajectory="optimal", guidance=1.5)
+    assert own.changed(SamplingChange()) == own
+    assert own.changed(SamplingChange(steps=2, guidance=0.0)) == replace(own, steps=2, guidance=0.0)
+    assert own.changed(SamplingChange(sampler="ddpm", trajectory="even")) == replace(
+        own, sampler="ddpm", trajectory="even"
+    )
+    assert own.changed(Sampling()) == Sampling()

@@ -8,6 +8,7 @@ from ckpt_factory.tasks import MLPClassifier
 from ckpt_factory.tasks.base import seeded
 from generator.artefact import WeightGenerator
 from generator.evaluation.starts import STARTS, recursive_curves
+from generator.sampling.samplers import SamplingChange
 
 
 def start(task: MLPClassifier, kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -54,13 +55,14 @@ def test_curves_begin_at_the_start_and_are_measured_after_each_update(
     generator: WeightGenerator, digits: MLPClassifier
 ) -> None:
     theta = digits.init([seeded(9, k) for k in range(3)])
-    curves = recursive_curves(generator, digits, theta, "half", seed=0, updates=3, steps=1)
+    one_step = generator.with_sampling(SamplingChange(steps=1))
+    curves = recursive_curves(one_step, digits, theta, "half", seed=0, updates=3)
     assert set(curves) == {"test_loss", "test_error"}
     assert curves["test_loss"].shape == (3, 4)
     # another number of networks in the products: float32 rounding
     torch.testing.assert_close(curves["test_loss"][:, 0], digits.evaluate(0.5 * theta, "test")["loss"])
     again, other = (
-        recursive_curves(generator, digits, theta, "half", seed=seed, updates=1, steps=1)["test_loss"]
+        recursive_curves(one_step, digits, theta, "half", seed=seed, updates=1)["test_loss"]
         for seed in (0, 1)
     )
     assert torch.equal(again[:, 1], curves["test_loss"][:, 1])
@@ -72,5 +74,6 @@ def test_every_kind_of_start_is_finite_and_has_a_curve(
     kind: str, generator: WeightGenerator, digits: MLPClassifier
 ) -> None:
     theta = digits.init([seeded(9)])
-    curve = recursive_curves(generator, digits, theta, kind, seed=0, updates=1, steps=1)["test_loss"]
+    one_step = generator.with_sampling(SamplingChange(steps=1))
+    curve = recursive_curves(one_step, digits, theta, kind, seed=0, updates=1)["test_loss"]
     assert curve.isfinite().all()
