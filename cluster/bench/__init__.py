@@ -16,7 +16,7 @@ BENCHMARKS = {
     "storage": Benchmark("stored checkpoints, beside LMDB, safetensors, npy", "1 min"),
     "scaling": Benchmark("one actor against two, and the driver's memory", "10 min"),
     "tailr": Benchmark("cross-entropy and TaiLr where labels are wrong", "30 s"),
-    "rl": Benchmark("steps of CartPole, and what a good policy takes", "2 min"),
+    "rl": Benchmark("steps of CartPole, and the way to a good policy", "2 min"),
     "curves": Benchmark("learning curves of PPO and evolution strategies", "4 min"),
     "samplers": Benchmark("a generator's samplers, by evaluations of its model", "15 min"),
     "training": Benchmark("a generator's training step, and its wait for data", "5 min"),
