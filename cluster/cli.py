@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
-import importlib
 import io
 import logging
 import os
@@ -14,7 +12,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,73 +24,9 @@ from rich.table import Column, Table
 from .command import Command
 from .progress import say
 from .runtime import AddressConfig, RayConfig, ray_session
+from .verbs import about, command_of, did_you_mean, overview, overview_of_benchmarks
 
-VERBS = {
-    "demo": (
-        "demo",
-        "The whole job on scikit-learn's digits: zoo, generator, evaluation, report. Minutes on a laptop.",
-    ),
-    "make": (
-        "factory",
-        "Make a zoo: train networks by the thousand in Ray actors, write checkpoints as Parquet shards.",
-    ),
-    "import": (
-        "imports",
-        "Import checkpoints trained elsewhere into a zoo: a published LMDB set, or a folder of networks.",
-    ),
-    "import-gpt": (
-        "import_gpt",
-        "Import a released model of the published system (Peebles et al. 2022) as a generator.",
-    ),
-    "export": ("exports", "Export a zoo as a Hugging Face dataset."),
-    "verify": (
-        "verify",
-        "Check a zoo: checksums of every file, counts, finiteness, duplicates, metrics measured again.",
-    ),
-    "info": ("info", "Say what is in a zoo."),
-    "train": (
-        "train",
-        "Train a generator on a zoo with Ray Train, fed by Ray Data. Killed, the same command resumes it.",
-    ),
-    "calibrate": (
-        "calibration",
-        "Calibrate a trained generator's prompts on training initialisations, and how far its updates go.",
-    ),
-    "moments": (
-        "moments",
-        "Measure how uncertain a generator's predictions are, which analytic samplers need to know.",
-    ),
-    "tune": (
-        "sweeps.tune",
-        "Train generators of many sizes, rates and amounts of data with Ray Tune, and fit how losses scale.",
-    ),
-    "ablate": (
-        "sweeps.ablate",
-        "Train the default and every variant of it by one change, at equal CPU time, and judge them alike.",
-    ),
-    "prompt": (
-        "prompt",
-        "Make networks: one update from fresh initialisations or your network, for the metric you want.",
-    ),
-    "evaluate": (
-        "evaluate",
-        "Evaluate a generator on held-out runs and the test split, with the controls that keep it honest.",
-    ),
-    "audit": (
-        "audit",
-        "Audit a generator, or networks from elsewhere: new, copies, or no better than noise on training's?",
-    ),
-    "watch": (
-        "watch",
-        "Film policies that a generator makes, side by side, each with its prompt and its return.",
-    ),
-    "report": ("report", "Write one self-contained HTML report of zoo, generator and evaluation."),
-    "bench": (
-        "bench.bench",
-        "Measure on this machine: factory, storage, scaling, policies, samplers, training, the loss TaiLr.",
-    ),
-}
-"""Verb -> (module of this package whose COMMAND it is, help); a module is imported when its verb is used."""
+HELP = ("-h", "--help")
 
 
 def run(args: Sequence[str]) -> int:
@@ -104,10 +38,15 @@ def run(args: Sequence[str]) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR)
-    if not args or args[0] in ("-h", "--help"):
-        Console().print(_overview(), highlight=False)
+    if not args or args[0] in HELP:
+        Console().print(overview(), highlight=False)
         return 0
     name, *rest = args
+    if name == "bench" and (not rest or rest[0] in HELP):
+        Console().print(overview_of_benchmarks(), highlight=False)
+        return 0
+    if name == "bench" and not rest[0].startswith("-"):
+        name, rest = f"bench {rest[0]}", rest[1:]
     try:
         return _run_command(name, command_of(name), rest)
     except Exception as error:
@@ -120,18 +59,6 @@ def run(args: Sequence[str]) -> int:
         what = str(stop) or "the same command goes on from here"
         sys.stderr.write(f"theta {name}: interrupted; {what}\n")
         return 130
-
-
-def command_of(name: str) -> Command:
-    """The command of a verb.
-
-    Raises:
-        ValueError: there is no such verb.
-    """
-    if name not in VERBS:
-        hint = _did_you_mean(name, VERBS)
-        raise ValueError(f"unknown command {name!r}; {hint}expected one of {', '.join(VERBS)}")
-    return importlib.import_module(f"{__package__}.{VERBS[name][0]}").COMMAND
 
 
 def _is_expected(error: Exception) -> bool:
@@ -196,7 +123,7 @@ def _parse(name: str, command: Command, args: list[str]) -> tuple[Any, AddressCo
     default = command.presets[preset]() if preset else command.config()
     where = RayConfig if command.starts_ray else AddressConfig
     options = dataclasses.make_dataclass("Options", [("config", command.config), ("ray", where)])
-    description = VERBS[name][1]
+    description = about(name)
     if command.presets:
         presets = "\n".join(
             f"  --preset {key}: {(make.__doc__ or '').strip()}" for key, make in command.presets.items()
@@ -325,7 +252,7 @@ def _take_preset(name: str, command: Command, args: list[str]) -> tuple[str | No
             value = args[i + 1] if i + 1 < len(args) else ""
         if value not in command.presets:
             known = ", ".join(command.presets) or "none"
-            hint = _did_you_mean(value, command.presets)
+            hint = did_you_mean(value, command.presets)
             raise ValueError(f"unknown preset {value!r}; {hint}theta {name} has: {known}")
         return value, args[:i] + args[i + (1 if equals else 2) :]
     return None, args
@@ -338,22 +265,5 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
     text = re.sub(r"^Error parsing (config[\w.]*: )?", "", text.partition(" Argument helptext:")[0])
     choice = re.search(r"invalid choice '(.*?)' .*Expected one of \((.*?)\)", text)
-    hint = _did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2])) if choice else ""
+    hint = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2])) if choice else ""
     return f"{text}{'; ' * bool(hint)}{hint.removesuffix(' ')}; see --help"
-
-
-def _did_you_mean(given: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
-def _overview() -> Table:
-    table = Table(
-        "theta", "Networks made, not trained: checkpoint zoos, and generators that learn from them.", box=None
-    )
-    for name, (_, help_text) in VERBS.items():
-        table.add_row(name, help_text)
-    table.add_row(
-        "", "`theta COMMAND --help` shows its options, presets and examples; --debug shows tracebacks."
-    )
-    return table

@@ -26,6 +26,7 @@ from ..sweeps.tune import judge_of, sweep
 from ..sweeps.tune_config import TuneConfig
 from ..tables import print_table
 from ..tasks import task_of_zoo
+from .benchmark import JudgedConfig, benchmark, check_positive
 
 SWEEP, AUDIT, TABLE, PICTURE = "sweep", "audit.json", "memorisation.csv", "memorisation.png"
 SETTINGS = AuditSettings(search_runs=0)
@@ -35,62 +36,78 @@ KEPT = ("size", "training_runs", "seed", "parameters", "steps", "cpu_s", "held_o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The same training on so many runs each."""
+class MemorisationBenchConfig(JudgedConfig):
+    """The same training on 250 to 64,000 runs, and the audit of each: what is remembered, and what is
+    learned. It takes as long as its trainings do; killed, the same command goes on."""
 
-    zoo: Path
-    runs: tuple[int, ...]
-    size: SizeName
-    steps: int
-    num_seeds: int
-    num_networks: int
-    num_prompts: int
-    data_root: Path | None
-    out: Path
+    out: Path = Path("runs/bench")
+    """Folder of the trainings, the table, the picture and result.json. The same command again goes on."""
+    zoo: Path | None = None
+    """The zoo whose first runs are trained on."""
+    runs: tuple[int, ...] = (250, 1000, 4000, 16_000, 64_000)
+    """Numbers of training runs, of 2 or more, each once."""
+    sizes: tuple[SizeName, ...] = ("1M",)
+    """Size of the transformer, one."""
+    steps: int = 2000
+    """Optimizer steps of every training, so that all take the same time."""
+    num_seeds: int = 3
+    """Trainings on each number of runs."""
 
-    def check(self) -> Zoo:
-        """The zoo, if it has the runs.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "steps", "num_seeds")
+        if len(self.sizes) != 1:
+            raise ValueError(f"sizes are {self.sizes}; expected one")
+        if len(set(self.runs)) < len(self.runs) or min(self.runs, default=0) < 2:
+            raise ValueError(f"runs are {self.runs}; expected numbers of 2 or more, each once")
 
-        Raises:
-            ValueError: it has too few, unfinished ones, or groups that so many runs would cut in two.
-        """
-        zoo = Zoo.open(self.zoo)
-        header, most = zoo.header, max(self.runs)
-        needed = most + self.num_networks
-        group = header.plan.group_size
-        if header.num_runs < needed:
-            raise ValueError(
-                f"zoo {zoo.path} has {header.num_runs:,} runs; training on {most:,} and {self.num_networks} "
-                f"held-out ones need {needed:,}: make them with `theta make --task {header.task} --num-runs "
-                f"{needed} --out {zoo.path}-{needed}` and the recipe of this zoo"
-            )
-        if len(zoo.finished_units()) < header.num_units:
-            raise ValueError(
-                f"zoo {zoo.path} lacks {header.num_units - len(zoo.finished_units())} of its "
-                f"{header.num_units} shards; finish it with `theta make --out {zoo.path}`"
-            )
-        if cut := [number for number in self.runs if number % group]:
-            raise ValueError(
-                f"runs are {self.runs}; runs of this zoo share mini-batches in groups of {group}, expected "
-                f"multiples of that in place of {cut}"
-            )
-        return zoo
 
-    def trainings(self, zoo: Zoo) -> TuneConfig:
-        """The sweep of them: the same held-out runs, all after the largest number of training runs."""
-        most = max(self.runs)
-        return TuneConfig(
-            zoo=self.zoo,
-            out=self.out / SWEEP,
-            data_root=self.data_root,
-            held_out=1 - most / zoo.header.num_runs,
-            sizes=(self.size,),
-            shares=tuple(number / most for number in sorted(self.runs)),
-            num_seeds=self.num_seeds,
-            num_networks=self.num_networks,
-            num_prompts=self.num_prompts,
-            training=TrainConfig(model=DiTConfig(base_width=128), steps=self.steps),
+def check(config: MemorisationBenchConfig) -> Zoo:
+    """The zoo, if it has the runs.
+
+    Raises:
+        ValueError: none is given, or it has too few runs, unfinished shards, or groups that would be cut.
+    """
+    if config.zoo is None:
+        raise ValueError("needs --zoo, whose runs are trained on")
+    zoo = Zoo.open(config.zoo)
+    header, most = zoo.header, max(config.runs)
+    needed = most + config.num_networks
+    group = header.plan.group_size
+    if header.num_runs < needed:
+        raise ValueError(
+            f"zoo {zoo.path} has {header.num_runs:,} runs; training on {most:,} and {config.num_networks} "
+            f"held-out ones need {needed:,}: make them with `theta make --task {header.task} --num-runs "
+            f"{needed} --out {zoo.path}-{needed}` and the recipe of this zoo"
         )
+    if len(zoo.finished_units()) < header.num_units:
+        raise ValueError(
+            f"zoo {zoo.path} lacks {header.num_units - len(zoo.finished_units())} of its "
+            f"{header.num_units} shards; finish it with `theta make --out {zoo.path}`"
+        )
+    if cut := [number for number in config.runs if number % group]:
+        raise ValueError(
+            f"runs are {config.runs}; runs of this zoo share mini-batches in groups of {group}, expected "
+            f"multiples of that in place of {cut}"
+        )
+    return zoo
+
+
+def trainings_of(config: MemorisationBenchConfig, zoo: Zoo) -> TuneConfig:
+    """The sweep of them: the same held-out runs, all after the largest number of training runs."""
+    most = max(config.runs)
+    return TuneConfig(
+        zoo=zoo.path,
+        out=config.out / SWEEP,
+        data_root=config.data_root,
+        held_out=1 - most / zoo.header.num_runs,
+        sizes=config.sizes,
+        shares=tuple(number / most for number in sorted(config.runs)),
+        num_seeds=config.num_seeds,
+        num_networks=config.num_networks,
+        num_prompts=config.num_prompts,
+        training=TrainConfig(model=DiTConfig(base_width=128), steps=config.steps),
+    )
 
 
 @ray.remote(num_cpus=1)
@@ -111,7 +128,7 @@ def audit_remotely(judge: Judge, folder: Path) -> None:
     write_text(folder / AUDIT, json.dumps(found, indent=2) + "\n")
 
 
-def measure_memorisation(comparison: Comparison) -> dict[str, Any]:
+def bench_memorisation(config: MemorisationBenchConfig) -> dict[str, Any]:
     """Train on every number of runs and audit what came of it, on the connected cluster.
 
     Killed, the same call goes on: what is trained is not trained again, what is audited not audited.
@@ -119,8 +136,8 @@ def measure_memorisation(comparison: Comparison) -> dict[str, Any]:
     Raises:
         ValueError: the zoo has too few runs, `out` holds another sweep, or a training failed.
     """
-    zoo = comparison.check()
-    trainings = comparison.trainings(zoo)
+    zoo = check(config)
+    trainings = trainings_of(config, zoo)
     swept, status = sweep(trainings)
     if status:
         raise ValueError(f"{swept['trials_failed']} trainings failed; the same command goes on with them")
@@ -137,7 +154,7 @@ def measure_memorisation(comparison: Comparison) -> dict[str, Any]:
         | json.loads((folders[row["name"]] / AUDIT).read_text(encoding="utf-8"))
         for row in swept["trials"]
     ]
-    return write_results(rows, comparison.out)
+    return write_results(rows, config.out)
 
 
 def write_results(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
@@ -176,3 +193,13 @@ def write_results(rows: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
     }
     facts = {"picture": str(out / PICTURE), "by_number": {str(n): each for n, each in means.items()}}
     return headline | facts | {"trainings": list(rows)}
+
+
+COMMAND = benchmark(
+    MemorisationBenchConfig,
+    bench_memorisation,
+    check=check,
+    starts_ray=True,
+    examples="theta bench memorisation --zoo runs/zoo-64k --runs 250 1000 4000 16000 64000\n"
+    "theta bench memorisation --zoo runs/zoo --runs 250 1000 --steps 500 --out runs/memorisation",
+)

@@ -6,17 +6,65 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt_factory.bench.clock import interleaved, medians
 
 from ..factory import LOG
+from ..tables import print_table
+from .benchmark import RepeatedConfig, benchmark, check_filled, check_positive
 
+PROGRAM = __name__.partition(".")[0]
+"""What `python -m` runs as `theta`."""
 KEPT = ("RAY_worker_niceness",)
 """What a Ray of its own takes over from this process's: not its address, nor its token."""
 TINY = ("--num-steps", "2", "--num-checkpoints", "2")
 """A recipe for zoos of many runs and few bytes: the driver sees units, not parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingBenchConfig(RepeatedConfig):
+    """Runs a second of one actor against two, each in a Ray of its own, and the memory of the driver."""
+
+    runs_per_actor: int = 4096
+    """Digits runs that each actor trains."""
+    num_runs: tuple[int, ...] = (1000, 10_000)
+    """Sizes of zoos that the driver's memory is measured at."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "runs_per_actor")
+        check_filled(self, "num_runs")
+
+
+def bench_scaling(config: ScalingBenchConfig) -> dict[str, Any]:
+    """Measure one actor against two, then the driver's memory."""
+    found = measure_scaling(config.runs_per_actor, config.repeats, config.out)
+    found |= measure_memory(config.num_runs, config.out)
+    print_table(
+        {
+            f"{actors} actor{'s' * (actors > 1)}": {
+                "runs/s": found[f"runs_per_s_{actors}"],
+                "CPU s/run": found[f"cpu_s_per_run_{actors}"],
+                "CPU share": found[f"cpu_share_{actors}"],
+                "% idle": 100 * found[f"idle_share_{actors}"],
+            }
+            for actors in (1, 2)
+        },
+        f"scaling: two actors make {found['speedup']:.3g} times the runs of one, "
+        f"{found['speedup_by_cpu_time']:.3g} times by their CPU time",
+        "digits, each actor from its first unit's start to its last one's end. CPU share: CPU time by wall "
+        "time of its units; on a busy machine it is below 1, and the figure by CPU time is the one to "
+        "believe. Idle: waiting for the next unit.",
+    )
+    print_table(
+        {f"{int(size):,} runs": {"peak RSS MB": mb} for size, mb in found["driver_peak_rss_mb"].items()},
+        "memory of the driver",
+        "peak of `theta make`'s own process, with Ray and torch loaded.",
+    )
+    return found
 
 
 def measure_scaling(runs_per_actor: int, repeats: int, folder: Path) -> dict[str, Any]:
@@ -102,7 +150,7 @@ def run_theta(*words: object) -> float:
         ValueError: it failed.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in KEPT}
-    command = [sys.executable, "-m", __package__, *words]
+    command = [sys.executable, "-m", PROGRAM, *words]
     with tempfile.TemporaryFile("w+") as text:
         process = subprocess.Popen([str(part) for part in command], stdout=text, stderr=text, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
@@ -111,3 +159,10 @@ def run_theta(*words: object) -> float:
             text.seek(0)
             raise ValueError(f"`theta {' '.join(map(str, words))}` failed: {text.read()[-400:]}")
     return usage.ru_maxrss / (1e3 if sys.platform != "darwin" else 1e6)
+
+
+COMMAND = benchmark(
+    ScalingBenchConfig,
+    bench_scaling,
+    examples="theta bench scaling\ntheta bench scaling --num-runs 1000 10000 100000",
+)

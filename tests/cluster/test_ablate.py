@@ -12,8 +12,8 @@ import torch
 
 from ckpt_factory import Task
 from ckpt_factory.zoo import Zoo
-from cluster.bench import generator_bench
-from cluster.bench.generator_bench import OURS, PUBLISHED, changes, recipes
+from cluster.bench import generator as generator_bench
+from cluster.bench.generator import OURS, PUBLISHED, changes, recipes
 from cluster.cli import run
 from cluster.fitted import FITTED
 from cluster.sweeps import contest
@@ -154,7 +154,7 @@ def test_help_says_how_many_trainings_a_comparison_of_generators_takes(
     both: tuple[GeneratorConfig, GeneratorConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        run(["bench", "--help"])
+        run(["bench", "generator", "--help"])
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
     with_the_long_one = len(changes(*both)) + 1
     assert f"at equal CPU time: {with_the_long_one} trainings a seed" in words

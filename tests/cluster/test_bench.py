@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from ckpt_factory import RunPlan, Task, make
 from ckpt_factory.bench import RECIPES
 from ckpt_factory.train import check_plan
 from ckpt_factory.zoo import Zoo
-from cluster.bench import bench, policies_bench, sampler_bench, scaling, training_bench
-from cluster.bench.scaling import measure_memory, measure_scaling, span_s, throughput
+from cluster.bench import BENCHMARKS, curves, samplers, scaling, storage, training
+from cluster.bench.scaling import measure_memory, measure_scaling, run_theta, span_s, throughput
 from cluster.cli import run
 from generator.model.dit import DiTConfig
 from generator.sampling.samplers import SAMPLERS
@@ -54,9 +56,9 @@ def test_factory_leaves_out_what_is_not_there_and_names_it(
 def test_storage_prints_a_table_and_writes_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = bench.measure_storage
+    small = storage.measure_storage
     monkeypatch.setattr(
-        bench, "measure_storage", lambda **given: small(num_runs=2, num_checkpoints=3, **given)
+        storage, "measure_storage", lambda **given: small(num_runs=2, num_checkpoints=3, **given)
     )
     assert run(["bench", "storage", "--repeats", "1", "--out", str(tmp_path)]) == 0
     assert "parquet_bfloat16" in capsys.readouterr().out
@@ -71,7 +73,7 @@ def test_curves_are_measured_printed_and_drawn(
     plan = RunPlan(num_steps=8, batch_size=(8,), optimizer=("adamw",), num_checkpoints=2)
     short = "rl_tasks:cartpole-v0?max_steps=20"
     recipes = {"PPO": (f"{short}&copies=2&rollout=8", plan), "ES": (f"{short}&algorithm=es", plan)}
-    monkeypatch.setattr(policies_bench, "panels", lambda: {"CartPole-v1": policies_bench.Panel(2.0, recipes)})
+    monkeypatch.setattr(curves, "panels", lambda: {"CartPole-v1": curves.Panel(2.0, recipes)})
     assert run(["bench", "curves", "--runs", "3", "--out", str(tmp_path)]) == 0
     assert "CartPole-v1, ES" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
@@ -85,7 +87,7 @@ def test_curves_are_measured_printed_and_drawn(
 
 @pytest.mark.parametrize(("env_id", "target"), [("CartPole-v1", 475.0), ("Pendulum-v1", -200.0)])
 def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, target: float) -> None:
-    panel = policies_bench.panels()[env_id]
+    panel = curves.panels()[env_id]
     assert panel.target == target
     for task_id, plan in panel.recipes.values():
         task = make(task_id)
@@ -97,48 +99,70 @@ def test_curves_are_of_ppo_and_evolution_as_they_can_be_followed(env_id: str, ta
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("rl --runs 3", "--runs is for `theta bench curves or memorisation`, not for rl"),
-        ("curves --runs 0", "runs is (0,); expected at least 1 each"),
-        ("storage --full", "--full is for `theta bench factory`, not for storage"),
-        (
-            "tailr --repeats 3",
-            "--repeats is for `theta bench factory or storage or scaling or rl or training`, not for tailr",
-        ),
-        ("tailr --sizes 1M", "--sizes is for `theta bench training or memorisation`, not for tailr"),
+        ("rl --runs 3", "theta bench rl: Unrecognized options: --runs, 3"),
+        ("curves --runs 0", "runs is 0; expected more than 0"),
+        ("storage --full", "theta bench storage: Unrecognized options: --full"),
+        ("tailr --repeats 3", "theta bench tailr: Unrecognized options: --repeats, 3"),
+        ("tailr --sizes 1M", "theta bench tailr: Unrecognized options: --sizes, 1M"),
+        ("tailr --noises", "noises is empty; expected at least one"),
         ("training --sizes 2M", "invalid choice '2M'"),
         ("training --train-s -1", "train_s is -1.0; expected a number of seconds"),
         ("training --zoo nowhere", "no zoo at"),
-        ("factory --runs-per-actor 5", "--runs-per-actor is for `theta bench scaling`"),
+        ("factory --runs-per-actor 5", "theta bench factory: Unrecognized options: --runs-per-actor, 5"),
         ("factory --tasks nothing-v0", "no task is left to measure"),
         ("factory --repeats 0", "repeats is 0"),
-        (
-            "factory --zoo runs/zoo",
-            "--zoo is for `theta bench samplers or training or memorisation or generator`, not for factory",
-        ),
-        ("curves --runs 3 4", "runs are (3, 4); expected one number for `theta bench curves`"),
-        ("memorisation", "`theta bench memorisation` needs --zoo"),
+        ("factory --zoo runs/zoo", "theta bench factory: Unrecognized options: --zoo, runs/zoo"),
+        ("curves --runs 3 4", "theta bench curves: Unrecognized options: 4"),
+        ("memorisation", "theta bench memorisation: needs --zoo, whose runs are trained on"),
         ("memorisation --zoo nowhere", "no zoo at"),
         ("memorisation --zoo a --runs 1 4", "runs are (1, 4); expected numbers of 2 or more, each once"),
         ("memorisation --zoo a --runs 4 4", "runs are (4, 4); expected numbers of 2 or more, each once"),
         ("memorisation --zoo a --sizes 1M 3M", "sizes are ('1M', '3M'); expected one"),
         ("memorisation --zoo a --steps 0", "steps is 0; expected more than 0"),
-        ("samplers --zoo runs/zoo", "`theta bench samplers` needs --generator and --zoo"),
+        ("samplers --zoo runs/zoo", "theta bench samplers: needs --generator and --zoo"),
         ("samplers --generator a --zoo b --evaluations 0", "evaluations is (0,)"),
         ("samplers --generator a --zoo b --num-prompts 1", "num_prompts 1; expected at least 1 and 2"),
-        ("generator", "`theta bench generator` needs --zoo, the zoo to train both on"),
+        ("generator", "theta bench generator: needs --zoo, the zoo to train both on"),
+        ("generator --zoo nowhere", "no zoo at"),
         ("generator --zoo b --cpu-seconds 0", "cpu_seconds is 0.0; expected more than 0"),
-        (
-            "samplers --generator a --zoo b --num-seeds 2",
-            "--num-seeds is for `theta bench memorisation or generator`",
-        ),
-        ("everything", "invalid choice"),
+        ("samplers --generator a --zoo b --num-seeds 2", "Unrecognized options: --num-seeds, 2"),
+        ("everything", "unknown benchmark 'everything'; expected one of factory, storage, scaling, "),
+        ("memorization", "unknown benchmark 'memorization'; did you mean 'memorisation'? expected one of"),
+        ("--repeats 3", "theta bench: name a benchmark before its options, as in `theta bench factory "),
     ],
 )
 def test_bad_input_is_refused_in_one_line(
     flags: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["bench", *flags.split(), "--out", str(tmp_path)]) == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    error = capsys.readouterr().err
+    assert words in " ".join(error.split())
+    assert len([line for line in error.splitlines() if line.startswith("theta ")]) == 1
+
+
+@pytest.mark.parametrize("args", ["bench", "bench --help", "bench -h"])
+def test_the_overview_has_a_line_for_every_benchmark(args: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(args.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, (measures, takes) in BENCHMARKS.items():
+        assert [line.split() for line in lines if line.startswith(f" {name} ")] == [
+            [name, *measures.split(), *takes.split()]
+        ]
+
+
+def test_the_overview_and_help_cost_no_import_of_what_they_need_not() -> None:
+    """Neither torch for the overview nor Ray for a benchmark that has no use of it."""
+    for args, unused in ((["bench"], {"torch", "ray"}), (["bench", "factory", "--help"], {"ray"})):
+        code = f"import atexit, sys; atexit.register(lambda: print({unused} & set(sys.modules)))\n"
+        code += f"from cluster.cli import run; run({args})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("set()\n")
+
+
+def test_theta_runs_in_a_process_of_its_own() -> None:
+    assert run_theta("info", "--help") > 10  # MB
+    with pytest.raises(ValueError, match="`theta inof` failed: theta inof: unknown command 'inof'"):
+        run_theta("inof")
 
 
 def test_samplers_are_measured_printed_and_drawn(
@@ -148,7 +172,7 @@ def test_samplers_are_measured_printed_and_drawn(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampler_bench, "MOMENT_PAIRS", 16)
+    monkeypatch.setattr(samplers, "MOMENT_PAIRS", 16)
     generator = fitted(digits, digits_zoo, DiTConfig(width=16, depth=1, heads=2))
     randomise(generator.model)
     generator.save(tmp_path / "generator", training={}, card="")
@@ -173,7 +197,7 @@ def test_samplers_are_measured_printed_and_drawn(
 def test_training_steps_are_measured_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--sizes 0.1M --train-s 0 --repeats 2 --seconds 1e-3"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_bench, "ZOO_RUNS", 8)
+        patch.setattr(training, "ZOO_RUNS", 8)
         assert run(["bench", "training", *flags.split(), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
@@ -189,7 +213,7 @@ def test_training_steps_are_measured_and_printed(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.slow
 def test_the_wait_for_data_is_that_of_a_real_training(digits_zoo: Zoo, tmp_path: Path) -> None:
-    found = training_bench.real_training("0.1M", digits_zoo, None, 2.0, tmp_path / "generator")
+    found = training.real_training("0.1M", digits_zoo, None, 2.0, tmp_path / "generator")
     assert found["steps"] > 0
     assert 0 <= found["data_wait_share"] < 1
     assert found["train_s"] >= 2

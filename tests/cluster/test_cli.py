@@ -16,8 +16,10 @@ import torch
 
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import HEADER, Zoo
-from cluster.cli import VERBS, _parse, command_of, run
+from cluster.bench import BENCHMARKS
+from cluster.cli import _parse, run
 from cluster.factory_config import FactoryConfig
+from cluster.verbs import VERBS, command_of
 from generator.artefact import CONFIG, WeightGenerator
 from generator.evaluation.starts import STARTS
 
@@ -50,10 +52,12 @@ def generator_folder(trained: Path) -> Path:
     return trained
 
 
-@pytest.mark.parametrize("command", VERBS)
+@pytest.mark.parametrize(
+    "command", [*(name for name in VERBS if name != "bench"), *(f"bench {name}" for name in BENCHMARKS)]
+)
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        run([command, "--help"])
+        run([*command.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "Examples:" in text

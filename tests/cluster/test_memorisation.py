@@ -9,47 +9,53 @@ import pytest
 
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
-from cluster.bench.memorisation import AUDIT, PICTURE, TABLE, Comparison
+from cluster.bench.memorisation import (
+    AUDIT,
+    PICTURE,
+    TABLE,
+    MemorisationBenchConfig,
+    check,
+    trainings_of,
+)
 from cluster.cli import run
 from generator.artefact import MODEL
 
 from ..conftest import write_zoo
 
 
-def comparison(zoo: Path) -> Comparison:
-    return Comparison(
+def comparison(zoo: Path) -> MemorisationBenchConfig:
+    return MemorisationBenchConfig(
         zoo=zoo,
         runs=(6, 12),
-        size="0.1M",
+        sizes=("0.1M",),
         steps=20,
         num_seeds=1,
         num_networks=4,
         num_prompts=3,
-        data_root=None,
         out=Path("out"),
     )
 
 
 def test_a_zoo_that_is_too_small_says_how_to_make_one(digits_zoo: Zoo) -> None:
     asked = comparison(digits_zoo.path)
-    assert asked.check().path == digits_zoo.path
+    assert check(asked).path == digits_zoo.path
     with pytest.raises(ValueError, match=r"has 24 runs; .* need 25: make them with `theta make .*-runs 25 "):
-        replace(asked, runs=(6, 21)).check()
-    assert replace(asked, runs=(6, 20)).check()
+        check(replace(asked, runs=(6, 21)))
+    assert check(replace(asked, runs=(6, 20)))
 
 
 def test_unfinished_zoos_and_cut_groups_are_refused(digits: Task, tmp_path: Path) -> None:
     plan = RunPlan(num_steps=4, batch_size=(8,), num_checkpoints=2, group_size=4)
     zoo = write_zoo(tmp_path / "zoo", digits, plan, num_runs=16, stack_size=8)
     with pytest.raises(ValueError, match=r"expected multiples of that in place of \[6\]"):
-        comparison(zoo.path).check()
+        check(comparison(zoo.path))
     zoo.sums_path(1).unlink()  # what says that a shard is finished
     with pytest.raises(ValueError, match="lacks 1 of its 2 shards; finish it with"):
-        comparison(zoo.path).check()
+        check(comparison(zoo.path))
 
 
 def test_every_training_sees_its_first_runs_and_all_the_same_held_out_ones(digits_zoo: Zoo) -> None:
-    trainings = comparison(digits_zoo.path).trainings(digits_zoo)
+    trainings = trainings_of(comparison(digits_zoo.path), digits_zoo)
     header = digits_zoo.header
     assert header.num_training_runs(trainings.held_out) == 12
     assert trainings.shares == (0.5, 1.0)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.cli import _parse, command_of
+from cluster.cli import _parse
+from cluster.verbs import command_of
 
 from .test_cli import Refused, refused  # noqa: F401
 

@@ -1,9 +1,10 @@
 """The generator's training on this machine: its step against the matrix-product peak, its wait for data."""
 
 import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +23,53 @@ from ..tables import print_table
 from ..tasks import task_of_zoo
 from ..train import FIT_RUNS, prepare
 from ..train_config import GeneratorConfig
+from .benchmark import RepeatedConfig, benchmark, check_filled, check_positive
 from .scaling import run_theta
 
 ZOO_RUNS, STACK = 512, 128
 """Digits runs that are trained to learn from, where no zoo is given."""
 
 
-def measure_training(
-    sizes: Sequence[SizeName],
-    zoo: Path | None,
-    *,
-    data_root: Path | None,
-    train_s: float,
-    repeats: int,
-    seconds: float,
-    out: Path,
-) -> dict[str, Any]:
-    """Steps of the training loop, and a real `theta train` of each size: prints and returns what they cost.
+@dataclass(frozen=True, kw_only=True)
+class TrainingBenchConfig(RepeatedConfig):
+    """CPU seconds of the generator's training step and its share of the matrix-product peak, and the wait for
+    data of a real `theta train`."""
 
-    Args:
-        train_s: seconds of a `theta train`; 0: none.
-        seconds: CPU seconds of one measurement of steps.
-    """
-    with tempfile.TemporaryDirectory(dir=out) as temporary:
+    zoo: Path | None = None
+    """The zoo to train on; default one of 512 digits runs, made for it."""
+    data_root: Path | None = None
+    """Where images are, as for `theta make`."""
+    sizes: tuple[SizeName, ...] = ("1M", "10M")
+    """Sizes of the transformer; 1M is that of `theta train`."""
+    seconds: float = 0.5
+    """CPU seconds of one measurement of steps."""
+    train_s: float = 30.0
+    """Seconds of a real `theta train` of each size; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "seconds")
+        check_filled(self, "sizes")
+        if not 0 <= self.train_s < math.inf:
+            raise ValueError(f"train_s is {self.train_s}; expected a number of seconds, or 0 for none")
+
+
+def bench_training(config: TrainingBenchConfig) -> dict[str, Any]:
+    """Steps of the training loop, and a real `theta train` of each size: prints and returns their cost."""
+    with tempfile.TemporaryDirectory(dir=config.out) as temporary:
         folder = Path(temporary)
-        opened = Zoo.open(zoo) if zoo else digits_zoo(folder / "zoo", ZOO_RUNS)
-        config = GeneratorConfig(zoo=opened.path, data_root=data_root)
-        made = {size: prepare(_of_size(config, size), opened) for size in sizes}
+        opened = Zoo.open(config.zoo) if config.zoo else digits_zoo(folder / "zoo", ZOO_RUNS)
+        training = GeneratorConfig(zoo=opened.path, data_root=config.data_root)
+        made = {size: prepare(_of_size(training, size), opened) for size in config.sizes}
         first = next(iter(made.values()))
         runs = reservoir_of(opened, first.coordinates, 0, first.origin.num_training_runs, FIT_RUNS)
-        task = task_of_zoo(opened, data_root)
-        say(f"measuring training steps of {', '.join(sizes)} parameters on {opened.header.task}")
-        found = measure_steps(dict(made), runs, task, repeats=repeats, seconds=seconds)
+        task = task_of_zoo(opened, config.data_root)
+        say(f"measuring training steps of {', '.join(config.sizes)} parameters on {opened.header.task}")
+        found = measure_steps(dict(made), runs, task, repeats=config.repeats, seconds=config.seconds)
         waits = {
-            size: real_training(size, opened, data_root, train_s, folder / size) for size in sizes if train_s
+            size: real_training(size, opened, config.data_root, config.train_s, folder / size)
+            for size in config.sizes
+            if config.train_s
         }
     _print(found, waits)
     headline = {
@@ -141,3 +155,10 @@ def _print(found: dict[str, Any], waits: Mapping[str, dict[str, Any]]) -> None:
             "Wall time, whatever else the machine does. The window holds half of the zoo, so that runs are "
             "read all along.",
         )
+
+
+COMMAND = benchmark(
+    TrainingBenchConfig,
+    bench_training,
+    examples="theta bench training\ntheta bench training --zoo runs/zoo --sizes 1M 5M --train-s 0",
+)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,40 @@ from ..sweeps.contest import claim, contend, contestants
 from ..sweeps.jury import Jury
 from ..tables import print_table
 from ..train_config import GeneratorConfig, digits, gpt_digits
-from .bench import BenchConfig
+from .benchmark import JudgedConfig, benchmark, check_positive
 
 TABLE, PICTURE = "changes.csv", "changes.png"
 OURS, PUBLISHED, LONG = "ours", "published", "published at length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorBenchConfig(JudgedConfig):
+    """Ours against the published one on a zoo of digits, and what every difference between them brings, at
+    equal CPU time: 19 trainings a seed, which takes hours. Killed, the same command goes on."""
+
+    out: Path = Path("runs/bench")
+    """Folder of the trainings, the table, the picture and result.json. The same command again goes on."""
+    zoo: Path | None = None
+    """The zoo to train both on."""
+    num_seeds: int = 3
+    """Trainings of each kind."""
+    cpu_seconds: float = 120.0
+    """CPU seconds of our training and of every other in the table of changes."""
+    published_cpu_seconds: float = 1800.0
+    """CPU seconds of the published training that ours is held against."""
+    published_steps: int = 1000
+    """Sampling steps of that one."""
+    our_steps: int = 5
+    """Sampling steps of ours."""
+    changes: bool = True
+    """Make the table of changes, too."""
+    table_steps: int = 50
+    """Sampling steps of the published schedule in that table."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "num_seeds", "cpu_seconds", "published_cpu_seconds")
+        check_positive(self, "published_steps", "our_steps", "table_steps")
 
 
 def recipes(zoo: Path, cpu_seconds: float, steps: tuple[int, int]) -> tuple[GeneratorConfig, GeneratorConfig]:
@@ -50,14 +80,24 @@ def changes(ours: GeneratorConfig, published: GeneratorConfig) -> dict[str, Gene
     return found
 
 
-def measure_generator(config: BenchConfig) -> dict[str, Any]:
-    """Train and judge both, then the table of changes; prints, draws and returns what was found."""
-    assert config.zoo is not None
-    steps, out = (config.our_steps, config.table_steps), config.out
+def asked(config: GeneratorBenchConfig) -> tuple[GeneratorConfig, GeneratorConfig, Zoo]:
+    """(ours, the published one, the zoo) of the table of changes.
+
+    Raises:
+        ValueError: no zoo is given, or it cannot be trained on.
+    """
+    if config.zoo is None:
+        raise ValueError("needs --zoo, the zoo to train both on")
     ours, published = (
-        replace(each, data_root=config.data_root) for each in recipes(config.zoo, config.cpu_seconds, steps)
+        replace(each, data_root=config.data_root)
+        for each in recipes(config.zoo, config.cpu_seconds, (config.our_steps, config.table_steps))
     )
-    zoo = train.check(replace(ours, out=out))
+    return ours, published, train.check(replace(ours, out=config.out))
+
+
+def bench_generator(config: GeneratorBenchConfig) -> dict[str, Any]:
+    """Train and judge both, then the table of changes; prints, draws and returns what was found."""
+    (ours, published, zoo), out = asked(config), config.out
     long = replace(
         published,
         sampling_steps=config.published_steps,
@@ -93,7 +133,7 @@ def measure_generator(config: BenchConfig) -> dict[str, Any]:
 
 
 def _claimed(
-    config: BenchConfig, zoo: Zoo, ours: GeneratorConfig, long: GeneratorConfig
+    config: GeneratorBenchConfig, zoo: Zoo, ours: GeneratorConfig, long: GeneratorConfig
 ) -> dict[int, Precision]:
     """Precisions by width, once the folder is known to hold this very comparison."""
     wanted = wanted_of(ours, zoo) | {
@@ -142,3 +182,14 @@ def _direction(base: str, judged: Sequence[Result], metric: str, cpu_seconds: fl
         base,
     )
     return [asdict(each) for each in found]
+
+
+COMMAND = benchmark(
+    GeneratorBenchConfig,
+    bench_generator,
+    check=asked,
+    starts_ray=True,
+    examples="theta bench generator --zoo runs/zoo --out runs/bench-generator\n"
+    "theta bench generator --zoo runs/zoo --published-cpu-seconds 14400 --num-seeds 1 --no-changes "
+    "--out runs/bench-generator-4h",
+)

@@ -1,11 +1,11 @@
-"""Benchmarks of policies: what steps, good policies and whole learning curves cost."""
+"""Learning curves of policies: what they return after how many steps of the environment."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckpt_factory import RunPlan, make
 from ckpt_factory.tasks.registry import with_options
-from rl_tasks.bench import measure_learning, measure_steps
 from rl_tasks.curves import facts, learning_curves
 from rl_tasks.plots import curves_picture
 from rl_tasks.tasks import PolicyTask
@@ -13,6 +13,7 @@ from rl_tasks.tasks import PolicyTask
 from ..factory_config import PRESETS
 from ..progress import say
 from ..tables import print_table
+from .benchmark import BenchConfig, benchmark, check_positive
 
 PICTURE = "learning_curves.png"
 EPISODES = 32
@@ -26,31 +27,18 @@ class Panel(NamedTuple):
     recipes: dict[str, tuple[str, RunPlan]]
 
 
-def bench_rl(repeats: int, seconds: float) -> dict[str, Any]:
-    """Measure steps of the environment, then whole trainings, each beside its alternatives."""
-    recipe = PRESETS["cartpole"]()
-    task = make(recipe.task)
-    assert isinstance(task, PolicyTask)
-    found = measure_steps(task, repeats=repeats, seconds=seconds)
-    fastest = max(found["env_steps_per_cpu_s"].values())
-    print_table(
-        {
-            name: {"env-steps/CPU s": rate, "ours x": fastest / rate}
-            for name, rate in found["env_steps_per_cpu_s"].items()
-        },
-        "CartPole-v1: steps of the environment with a policy 4-32-32-2",
-        "Acting included, one thread.",
-    )
-    say("training policies to a mean return of 475, ours and Stable-Baselines3's in turns")
-    learning = measure_learning(task, recipe.plan, repeats=repeats)
-    print_table(
-        {name: {"CPU s": value} for name, value in learning["cpu_s_per_good_policy"].items()},
-        f"a policy of return 475: {learning['times_stable_baselines3']:.3g} times cheaper",
-        "CPU s to a mean return of 475 over 16 episodes, measuring left out. Ours: 256 policies trained "
-        "together until nine in ten are as good, per good policy. Stable-Baselines3: PPO with its own "
-        "tuning for CartPole-v1, one policy.",
-    )
-    return found | {"learning": learning, "times_stable_baselines3": learning["times_stable_baselines3"]}
+@dataclass(frozen=True, kw_only=True)
+class CurvesBenchConfig(BenchConfig):
+    """PPO and evolution strategies on CartPole and Pendulum: return by steps of the environment, as a table
+    and a picture."""
+
+    out: Path = Path("runs/bench")
+    """Folder for result.json and the picture."""
+    runs: int = 32
+    """Runs of each algorithm, each with its own seed."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "runs")
 
 
 def panels() -> dict[str, Panel]:
@@ -97,16 +85,16 @@ def evolution_plan(*, num_steps: int, batch_size: int, lr: float, sigma: float) 
     )
 
 
-def bench_curves(runs: int, out: Path) -> dict[str, Any]:
+def bench_curves(config: CurvesBenchConfig) -> dict[str, Any]:
     """Train stacks of runs by each algorithm, measure them all along, and draw it."""
     found: dict[str, dict[str, Any]] = {}
     for env_id, panel in panels().items():
         found[env_id] = {"target": panel.target, "algorithms": {}}
         for name, (task_id, plan) in panel.recipes.items():
-            say(f"{env_id}: {runs} runs by {name}")
+            say(f"{env_id}: {config.runs} runs by {name}")
             task = make(with_options(task_id, episodes=EPISODES))
             assert isinstance(task, PolicyTask)
-            curves = learning_curves(task, plan, range(runs))
+            curves = learning_curves(task, plan, range(config.runs))
             found[env_id]["algorithms"][name] = facts(curves, panel.target) | {"task": task_id}
     by_row = {
         f"{env_id}, {name}": (panel["target"], each)
@@ -124,14 +112,22 @@ def bench_curves(runs: int, out: Path) -> dict[str, Any]:
             }
             for row, (target, each) in by_row.items()
         },
-        f"learning curves of {runs} runs each",
+        f"learning curves of {config.runs} runs each",
         f"Steps of the environment until a run's mean return over {EPISODES} test episodes was first good, "
         "median over runs; sampled actions. Measuring is left out of the CPU time.",
     )
-    curves_picture(found, out / PICTURE)
-    say(f"picture: {out / PICTURE}")
+    picture = config.out / PICTURE
+    curves_picture(found, picture)
+    say(f"picture: {picture}")
     headline = {
         f"{row}: env_steps to {target:g}": each["env_steps_to_target"]
         for row, (target, each) in by_row.items()
     }
-    return headline | {"picture": str(out / PICTURE), "environments": found}
+    return headline | {"picture": str(picture), "environments": found}
+
+
+COMMAND = benchmark(
+    CurvesBenchConfig,
+    bench_curves,
+    examples="theta bench curves\ntheta bench curves --runs 16 --out runs/bench-curves",
+)
