@@ -11,7 +11,7 @@ from ckpt_factory.zoo import HEADER, Zoo, sha256
 from .train_config import GeneratorConfig
 
 REQUEST = "request.json"
-UNSAID = {"metrics": []}
+UNSAID = {"metrics": [], "hidden_space": False}
 """What older notes say nothing of, as it was then."""
 ELSEWHERE = ("zoo", "out", "data_root")
 """Where things are may change between a command and the one that resumes it."""
