@@ -24,9 +24,11 @@ DATA_FOLDERS = [
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of pytest-xdist's processes runs all tests that need Ray, which knows one cluster a machine, and
-    one those of the whole story, which share what it has made."""
+    """One of pytest-xdist's processes runs all tests that need the session's Ray, and one those of the whole
+    story, which share what it has made, and others that start a Ray of their own."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         if "cluster" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif item.path.name == "test_story.py":
