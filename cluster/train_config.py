@@ -135,7 +135,9 @@ def mnist() -> GeneratorConfig:
 def cifar() -> GeneratorConfig:
     """For the CIFAR-10 zoo: 25 minutes on two cores, then prompts are calibrated."""
     training = TrainConfig(steps=1_000_000, time_budget_s=1500.0, behaviour_examples=16)
-    return GeneratorConfig(sampling_steps=5, sampler="ddim", calibrate=16, training=training)
+    return GeneratorConfig(
+        hidden_space=True, sampling_steps=5, sampler="ddim", calibrate=16, training=training
+    )
 
 
 def policies() -> GeneratorConfig:

@@ -100,7 +100,7 @@ class AblateConfig(GeneratorConfig):
 
 
 def digits() -> AblateConfig:
-    """Twenty-one variants on the digits zoo, three seeds, two CPU minutes each: over an hour on two cores."""
+    """Twenty-two variants on the digits zoo, three seeds, two CPU minutes each: over an hour on two cores."""
     return AblateConfig(sampling_steps=5, sampler="ddim")
 
 
