@@ -57,7 +57,7 @@ def calibrate(
         )
         candidates = [_monotone(asked, got, stretch)]
         if stretch == 1 and candidates[0] is not None:
-            candidates.append(Calibration(asked, asked))
+            candidates.append(Calibration(asked, asked.clone()))
         since += 1
         for found in candidates:
             if found is not None and (missed := _missed(found, asked, got, prompts)) < least:

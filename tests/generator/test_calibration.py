@@ -149,6 +149,22 @@ def test_who_does_as_asked_already_is_asked_for_what_is_prompted(
     assert (found.ask(prompts) - prompts).abs().max() < 0.2, "as near as checkpoints are to one another"
 
 
+def test_prompts_that_are_left_as_they_are_can_be_saved(
+    generator: WeightGenerator, digits: Task, digits_zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No numbers of a file may be one and the same in memory."""
+    same = "generator.calibration._missed"  # prompts as they are shall be best
+    monkeypatch.setattr(same, lambda found, *_: 1.0 - torch.equal(found.asked, found.got))
+    starts = digits_zoo.read_unit(0).theta[:3, 0].float()
+    found = calibrate(generator, digits, starts, rng=seeded(3), num_asks=4)
+    assert found is not None
+    assert torch.equal(found.asked, found.got)
+    replace(generator, calibration=found).save(tmp_path, training=TRAINING, card="")
+    loaded = WeightGenerator.load(tmp_path).calibration
+    assert loaded is not None
+    torch.testing.assert_close(loaded.got, found.got, rtol=0, atol=0)
+
+
 class PartOfTheWay(Denoiser):
     """Goes towards where each start's own run ended, the further the better the prompt; never quite there."""
 
