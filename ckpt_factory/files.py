@@ -9,6 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+from torch import Tensor
+
 TEMPORARY = ".tmp-"
 """Prefix of files being written; readers of Parquet folders skip names that begin with a dot."""
 
@@ -58,6 +62,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all, as UTF-8 whatever the locale says."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Each tensor is written from memory of its own: slices of a single network share theirs, which safetensors
+    refuses.
+    """
+    owned = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(owned, temporary, metadata)
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -217,6 +218,15 @@ class Zoo:
         metadata = self._open(self.checkpoints_path(unit)).metadata
         num_steps = self.header.plan.num_checkpoints
         return [metadata.row_group(i).num_rows // num_steps for i in range(metadata.num_row_groups)]
+
+    def row_groups_of(self, unit: int, first: int, num_runs: int = 1) -> list[int]:
+        """The row groups of a unit's shard that hold so many of its runs, the `first` one being its place."""
+        ends = list(accumulate(self.row_groups(unit)))
+        return [
+            group
+            for group, (begin, end) in enumerate(pairwise([0, *ends]))
+            if begin < first + num_runs and end > first
+        ]
 
     def read_unit(self, unit: int, row_groups: Iterable[int] | None = None) -> Rows:
         """Checkpoints of a unit, or of some of its row groups, which hold whole runs.

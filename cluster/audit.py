@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import safetensors.torch
 import torch
 
 from ckpt_factory import Task, make
-from ckpt_factory.files import atomic_path, check_writable
+from ckpt_factory.files import check_writable, write_tensors
 from ckpt_factory.interchange.folder import open_folder
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
@@ -34,7 +33,6 @@ from generator.training.hole import Hole
 from .belongs import check_belongs, check_measurable
 from .command import Command, Outcome
 from .progress import ProgressBar, say
-from .result import owned
 from .tasks import task_of_zoo
 
 ARRAYS, PICTURE = "audit.safetensors", "frontier.png"
@@ -163,8 +161,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             seed = config.thoroughness.seed
             subject = subject_of_grid(generator, grid, start, most=config.num_networks, seed=seed)
         result, arrays = audit_networks(subject, held_out, zoo, task, config.thoroughness, each=each)
-    with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file(owned(arrays), temporary)
+    write_tensors(config.out / ARRAYS, arrays)
     frontier_picture(config.out / PICTURE, result, arrays)
     say(f"frontier: {config.out / PICTURE}")
     return {"task": task.id} | result

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ckpt_factory import Task, with_options
-from ckpt_factory.files import atomic_path, check_writable
+from ckpt_factory.files import check_writable, write_tensors
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
 from generator.audit.audit import PARTS_OF_A_ZOO, AuditSettings, Each, audit_networks, subject_of_grid
@@ -40,7 +39,6 @@ from .audit import NUM_PARTS, over_ray
 from .belongs import check_belongs, check_measurable
 from .command import Command
 from .progress import ProgressBar, say
-from .result import owned
 from .suite import Evaluated, part_remotely, spent_on
 from .tasks import task_of_zoo
 
@@ -213,8 +211,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
-    with atomic_path(config.out / ARRAYS) as temporary:
-        safetensors.torch.save_file(owned(arrays), temporary)
+    write_tensors(config.out / ARRAYS, arrays)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {
         "task": zoo.header.task,

@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 
-from ckpt_factory.files import atomic_path
+from ckpt_factory.files import write_tensors
 from generator.artefact import WeightGenerator
 
 FITTED, FIELDS = "fitted.safetensors", "fields"
@@ -19,8 +18,7 @@ FITTED, FIELDS = "fitted.safetensors", "fields"
 def write_fitted(folder: Path, generator: WeightGenerator) -> None:
     """Keep all of a generator but its model."""
     fields, tensors = generator.to_parts()
-    with atomic_path(folder / FITTED) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {FIELDS: json.dumps(fields)})
+    write_tensors(folder / FITTED, tensors, {FIELDS: json.dumps(fields)})
 
 
 def read_fitted(folder: Path, *, seed: int) -> WeightGenerator | None:

@@ -1,4 +1,4 @@
-"""What a command has found: result.json, in JSON that every program reads, and arrays beside it."""
+"""What a command has found: result.json, in JSON that every program reads."""
 
 import json
 import math
@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ckpt_factory.files import write_text
 
 RESULT = "result.json"
-
-
-def owned(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each with memory of its own, as safetensors wants them: slices of a single network share theirs."""
-    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in arrays.items()}
 
 
 def write_result(out: Path, result: Mapping[str, Any]) -> None:

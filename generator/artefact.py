@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ckpt_factory import ParamSpec, Symmetry
-from ckpt_factory.files import atomic_path, write_text
+from ckpt_factory.files import write_tensors, write_text
 from ckpt_factory.zoo import HEADER, sha256
 
 from .channels import Prompts, Values, by_name, conditions, name_of, prompt_some
@@ -332,10 +332,8 @@ class WeightGenerator:
     def save(self, folder: Path, *, training: Mapping[str, Any], card: str) -> None:
         """Write the artefact: model and normalization as safetensors, config.json (last), README.md."""
         fields, tensors = self.to_parts()
-        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        for name, content in ((MODEL, state), (NORMALIZATION, tensors)):
-            with atomic_path(folder / name) as temporary:
-                safetensors.torch.save_file(content, temporary)
+        write_tensors(folder / MODEL, self.model.state_dict())
+        write_tensors(folder / NORMALIZATION, tensors)
         write_text(folder / "README.md", card)
         sums = {name: sha256(folder / name) for name in (MODEL, NORMALIZATION)}
         fields |= {"sha256": sums, "training": dict(training)}

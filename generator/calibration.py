@@ -48,16 +48,15 @@ def calibrate(
     worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
     asked = _asks(generator, worst, num_asks)
     prompts = torch.linspace(generator.best_metric, worst, 20)
-    plain, begin = replace(generator, calibration=None), rng.get_state()
+    plain = replace(generator, calibration=None)
+    made = [plain.update(theta, metric, ask, rng=rng) for ask in asked.tolist()]
     best, least, since = None, float("inf"), 0
     for stretch in STRETCHES:
-        rng.set_state(begin)  # the same updates again: those of all asks at once may not fit into memory
-        got = torch.stack(
-            [_measured(plain, task, theta, metric, ask, stretch, rng) for ask in asked.tolist()]
-        )
+        networks = (torch.lerp(theta, each, stretch) for each in made)
+        got = torch.stack([task.evaluate(each, "validation")[generator.metric] for each in networks])
         candidates = [_monotone(asked, got, stretch)]
         if stretch == 1 and candidates[0] is not None:
-            candidates.append(Calibration(asked, asked.clone()))
+            candidates.append(Calibration(asked, asked))
         since += 1
         for found in candidates:
             if found is not None and (missed := _missed(found, asked, got, prompts)) < least:
@@ -65,20 +64,6 @@ def calibrate(
         if best is not None and since == PATIENCE:
             break
     return best
-
-
-def _measured(
-    generator: WeightGenerator,
-    task: Task,
-    theta: Float[Tensor, "N D"],
-    metric: Float[Tensor, " N"],
-    ask: float,
-    stretch: float,
-    rng: torch.Generator,
-) -> Float[Tensor, " N"]:
-    """The validation metric of each start after an update for `ask` that is so many times as long."""
-    made = torch.lerp(theta, generator.update(theta, metric, ask, rng=rng), stretch)
-    return task.evaluate(made, "validation")[generator.metric]
 
 
 def _monotone(asked: Tensor, got: Tensor, stretch: float) -> Calibration | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ckpt_factory import ParamSpec, Task
-from ckpt_factory.files import atomic_path
+from ckpt_factory.files import write_tensors
 
 from .artefact import WeightGenerator
 from .channels import by_name, check_names
@@ -162,9 +162,7 @@ def save_networks(
     paths = []
     for row, name in zip(theta.cpu(), names, strict=True):
         path = folder / f"{name}.safetensors"
-        with atomic_path(path) as temporary:
-            state = {key: value.contiguous() for key, value in spec.unflatten(row).items()}
-            safetensors.torch.save_file(state, temporary)
+        write_tensors(path, spec.unflatten(row))
         paths.append(path)
     return paths
 

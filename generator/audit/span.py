@@ -6,9 +6,7 @@ common mean, the middle is s / sqrt(2) away, strangers of both are s * sqrt(1.5)
 few networks, those that are nearest when aligned with the network.
 """
 
-from bisect import bisect
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -63,9 +61,8 @@ def spans(
 
 def _path(zoo: Zoo, unit: int, run: int, search: Search) -> Float[Tensor, "S D"]:
     """The checkpoints of a run that were learned from; only its row group is read."""
-    ends = list(accumulate(zoo.row_groups(unit)))
-    group = bisect(ends, run - zoo.header.run_ids(unit)[0])
-    theta, _, ids = learned(zoo, unit, search, [group])
+    groups = zoo.row_groups_of(unit, run - zoo.header.run_ids(unit)[0])
+    theta, _, ids = learned(zoo, unit, search, groups)
     return theta[ids == run].flatten(0, 1)
 
 

@@ -1,7 +1,6 @@
 """Runs of a zoo in a generator's coordinates, without Ray: few enough to be held in memory at once."""
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Shaped
@@ -49,7 +48,7 @@ def reservoir_of(
     per_unit = -(-most // max(1, len(units)))
     reservoir = Reservoir(per_unit * max(1, len(units)))
     for unit in units:
-        rows = zoo.read_unit(unit, _groups_of(zoo, unit, max(0, first - ids[unit][0]), per_unit))
+        rows = zoo.read_unit(unit, zoo.row_groups_of(unit, max(0, first - ids[unit][0]), per_unit))
         chosen = ((rows.run_ids >= first) & (rows.run_ids < end)).nonzero().squeeze(1)[:per_unit]
         metric = metrics_of(rows, columns or (zoo.header.prompted,))[chosen]
         reservoir.push(encoded(coordinates, rows.theta[chosen], metric, hole))
@@ -63,13 +62,3 @@ def some_networks(
     plain = Coordinates(task.spec, task.symmetry, {})
     parts = reservoir_of(zoo, plain, 0, end, num, hole).checkpoints(num, rng=rng)
     return plain.decode_update(torch.cat(list(parts)))
-
-
-def _groups_of(zoo: Zoo, unit: int, skipped: int, num_runs: int) -> list[int]:
-    """The row groups that so many of a unit's runs lie in, after some that are skipped."""
-    ends = list(accumulate(zoo.row_groups(unit)))
-    return [
-        group
-        for group, (begin, end) in enumerate(pairwise([0, *ends]))
-        if begin < skipped + num_runs and end > skipped
-    ]

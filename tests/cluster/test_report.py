@@ -9,10 +9,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from ckpt_factory.files import write_tensors
 from ckpt_factory.zoo import Zoo, sha256
 from cluster.evaluate import ARRAYS
 from cluster.report import ReportConfig, report
-from cluster.result import owned, write_result
+from cluster.result import write_result
 from cluster.train import prepare
 from cluster.train_config import GeneratorConfig
 from generator.artefact import MODEL
@@ -37,7 +38,7 @@ def test_arrays_that_share_memory_are_written(tmp_path: Path) -> None:
     """As all arrays of a single network and seed do with the first prompt's."""
     achieved = torch.rand(1, 1, 3)
     arrays = {"achieved": achieved, "one_update": achieved[:, :, 0], "turned": achieved.mT}
-    safetensors.torch.save_file(owned(arrays), tmp_path / ARRAYS)
+    write_tensors(tmp_path / ARRAYS, arrays)
     torch.testing.assert_close(safetensors.torch.load_file(tmp_path / ARRAYS), arrays, rtol=0, atol=0)
 
 
