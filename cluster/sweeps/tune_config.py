@@ -144,6 +144,8 @@ def scaling() -> TuneConfig:
     return TuneConfig(
         sizes=("0.1M", "0.3M", "1M", "3M", "5M"),
         shares=(0.0625, 0.25, 1.0),
+        sampling_steps=5,
+        sampler="ddim",
         training=TrainConfig(model=DiTConfig(base_width=128), steps=2000),
     )
 
@@ -154,6 +156,8 @@ def rates() -> TuneConfig:
         sizes=("0.3M",),
         learning_rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
         scheduler="asha",
+        sampling_steps=5,
+        sampler="ddim",
         training=TrainConfig(model=DiTConfig(base_width=128), steps=2000),
     )
 

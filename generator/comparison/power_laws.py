@@ -37,8 +37,8 @@ class PowerLaw:
 
     def in_words(self) -> str:
         """Exponents with their intervals, "0.31 (0.27 to 0.36)"."""
-        spans = (f" ({each[0]:.2g} to {each[1]:.2g})" if each else "" for each in self.intervals)
-        words = (f"{value:.2g}{span}" for value, span in zip(self.exponents, spans, strict=True))
+        spans = (f" ({each[0]:.2f} to {each[1]:.2f})" if each else "" for each in self.intervals)
+        words = (f"{value:.2f}{span}" for value, span in zip(self.exponents, spans, strict=True))
         return ", ".join(words) + (f", floor {self.floor:.2g}" if self.floor else "")
 
 

@@ -15,6 +15,8 @@ QUANTITIES = {"held_out_loss": "held-out loss", "misalignment": "1 - prompt alig
 """What falls, in words."""
 FLOOR_NEEDS = 4
 """Different values of an axis from which on a law may end at a floor instead of at 0."""
+FLAT = 1e-3
+"""A law with a smaller exponent does not fall, and no floor is there to be known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,9 @@ def scaling_laws(trials: Sequence[Trial]) -> dict[str, PowerLaw]:
             for name, points, loss in _point_sets(own, quantity):
                 distinct = min(len(set(values)) for values in points.values())
                 floor = distinct >= FLOOR_NEEDS or len(points) > 1
-                law = fit_power_law(points, loss, floor=floor) or fit_power_law(points, loss, floor=False)
+                law = fit_power_law(points, loss, floor=floor)
+                if law is None or (len(points) == 1 and min(law.exponents) < FLAT):  # a line may also rise
+                    law = fit_power_law(points, loss, floor=False)
                 if law is not None:
                     laws[f"{prefix}{quantity}/{name}"] = law
     return laws

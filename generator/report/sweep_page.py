@@ -142,8 +142,9 @@ def _law(ax: Axes, law: PowerLaw) -> None:
     points = [x for line in ax.get_lines() for x in np.asarray(line.get_xdata(), float) if x > 0]
     if points:
         x = np.geomspace(min(points), max(points), 60)
-        ax.plot(x, law(x), color=LIGHT["sgd"], lw=1.4, ls=(0, (4, 2)), label=f"exponent {law.in_words()}")
-        _legend(ax)
+        ax.plot(x, law(x), color=LIGHT["sgd"], lw=1.4, ls=(0, (4, 2)), label="_")
+        words = f"- - exponent {law.in_words()}"
+        ax.set_title(words, loc="left", color=LIGHT["sgd"], fontsize=8, fontweight="normal", pad=4)
 
 
 def _log_axes(ax: Axes) -> None:
@@ -163,7 +164,7 @@ def _log_axes(ax: Axes) -> None:
 
 def _legend(ax: Axes) -> None:
     if ax.get_legend_handles_labels()[0]:
-        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2, "ncols": 3}
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.07), "borderaxespad": 0.2, "ncols": 3}
         ax.legend(fontsize=7.5, handlelength=1.4, columnspacing=1.2, **place)
 
 

@@ -87,6 +87,13 @@ def test_the_laws_that_made_the_losses_are_found_again(trials: list[Trial]) -> N
     assert laws["misalignment/parameters"].exponents[0] > 0
 
 
+def test_what_rises_is_said_to_rise_rather_than_to_have_reached_a_floor(trials: list[Trial]) -> None:
+    worse = [dataclasses.replace(each, alignment=1 - 1e-6 * each.width) for each in trials]
+    law = scaling_laws(worse)["misalignment/parameters"]
+    assert law.floor == 0
+    assert law.exponents[0] < -0.1
+
+
 def test_kinds_of_tokens_have_laws_of_their_own(trials: list[Trial]) -> None:
     both = [*trials, *(dataclasses.replace(each, tokens="chunks") for each in trials)]
     laws, alone = (scaling_laws(each) for each in (both, trials))
