@@ -24,6 +24,7 @@ from generator.evaluation.evaluate import (
     measured_again,
     networks_of_metric,
     prompt_grid,
+    quartiles,
     summarise,
     training_checkpoints,
 )
@@ -210,7 +211,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     arrays |= tensors
     for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
-        result[f"ood_{kind}"] = curve[f"test_{generator.metric}"].median(0).values.tolist()
+        reached = curve[f"test_{generator.metric}"].T  # (1 + updates, N)
+        result[f"ood_{kind}"] = reached.median(1).values.tolist()
+        result[f"ood_{kind}_quartiles"] = [quartiles(each) for each in reached]
     write_tensors(config.out / ARRAYS, arrays)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
     return result | {

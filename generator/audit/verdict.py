@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from scipy.stats import fisher_exact
 from torch import Tensor
 
 from .baselines import BASELINES
@@ -18,6 +19,8 @@ PARTLY_COPIES = 0.8
 BEYOND = 1.25
 SAME_MISTAKES = 0.95
 """Wrong predictions in common, from which on two networks are one: a copy in other coordinates."""
+CHANCE = 0.025
+"""Probability that as many networks have them by chance, from which on they do not count."""
 INSIDE_SPAN = 0.25
 """Share outside the span of training networks, relative to that of held-out ones, that is as good as none."""
 
@@ -90,7 +93,7 @@ def _found_of(subjects: Subjects) -> dict[str, Any]:
         "overlap_most_held_out": _mean(held_out.overlap),
         "overlap_nearest": _mean(made.overlap_nearest),
         "overlap_nearest_held_out": _mean(held_out.overlap_nearest),
-        "same_mistakes_rate": _same_mistakes(made.overlap, held_out.overlap),
+        **same_mistakes(made.overlap, torch.cat([held_out.overlap, finest.overlap])),
         "off_span": _median(made.off_span),
         "off_span_held_out": _median(held_out.off_span),
     }
@@ -109,12 +112,12 @@ def judgement(
     if n["broken"] > 0.5:
         return "broken", f"Broken: {n['broken']:.0%} of the networks have no finite parameters or metrics."
     copied = n["copy_rate"] > n["copy_rate_held_out"] + COPIES_ALLOWED
-    same = n["same_mistakes_rate"] is not None and n["same_mistakes_rate"] > COPIES_ALLOWED
+    same = has_same_mistakes(n)
     if copied or same or relative < NEARLY_COPIES:
         return "copies", (
             f"Copies: {n['copy_rate']:.0%} of the networks are nearer to one training run than a third of "
             f"the way to the next (held-out runs: {n['copy_rate_held_out']:.0%}), "
-            + (f"{n['same_mistakes_rate']:.0%} make the very mistakes of one, " if same else "")
+            + (f"{_shared(n)} make the very mistakes of one, " if same else "")
             + f"and their distance is {relative:.2f} times that of held-out runs."
         )
     if ratio is not None and ratio < INSIDE_SPAN:
@@ -140,11 +143,24 @@ def _reproach(lost: Sequence[str], worst: str, what: str, ours: Margin, theirs: 
     start = f"No better than {_words(lost)}: the {what} is "
     if ours.high < 0:
         behind = Margin(-ours.value, -ours.high, -ours.low)
-        return start + f"behind what {worst} reaches at equal novelty by {_interval(behind)}, beyond chance."
+        return start + f"behind that of {worst} at equal novelty by {_interval(behind)}, beyond chance."
     return start + (
-        f"ahead of what {worst} reaches at equal novelty by {_interval(ours)} only, where held-out networks "
+        f"ahead of that of {worst} at equal novelty by {_interval(ours)} only, where held-out networks "
         f"are better by {'any amount' if math.isinf(theirs.value) else _number(theirs.value)}."
     )
+
+
+def has_same_mistakes(numbers: Mapping[str, Any]) -> bool:
+    """Whether more networks than of held-out runs, beyond chance, make the mistakes of a training network."""
+    n = numbers
+    if n["same_mistakes_rate"] is None:
+        return False
+    more = n["same_mistakes_rate"] - n["same_mistakes_rate_held_out"]
+    return more > COPIES_ALLOWED and n["same_mistakes_chance"] < CHANCE
+
+
+def _shared(n: Mapping[str, Any]) -> str:
+    return f"{n['same_mistakes_rate']:.0%} (held-out runs: {n['same_mistakes_rate_held_out']:.0%})"
 
 
 def is_deaf(numbers: Mapping[str, Any]) -> bool:
@@ -203,7 +219,11 @@ def _words(names: Sequence[str]) -> str:
 
 
 def _on_training(name: str) -> str:
-    return "noise on training networks" if name == "noise" else f"{name} of training networks"
+    words = {
+        "noise": "noise on training networks",
+        "interpolation as is": "interpolation of training networks as is",
+    }
+    return words.get(name, f"{name} of training networks")
 
 
 def _interval(m: Margin) -> str:
@@ -239,12 +259,21 @@ def _median(values: Tensor) -> float | None:
     return float(kept.median()) if len(kept) else None
 
 
-def _same_mistakes(made: Tensor, held_out: Tensor) -> float | None:
-    """Share of networks that have more mistakes in common with one training network than any held-out one."""
+def same_mistakes(made: Tensor, held_out: Tensor) -> dict[str, float | None]:
+    """Share of networks that make the mistakes of one training network, of held-out ones too, and the chance.
+
+    Good networks make few mistakes, and where examples are few some make the same ones without being copies:
+    of held-out digits networks at their best 4 %. So what counts is how many more there are, and with which
+    probability chance alone makes so many more (Fisher's exact test, one-sided).
+    """
+    names = "same_mistakes_rate", "same_mistakes_rate_held_out", "same_mistakes_chance"
     if made.isnan().all():
-        return None
-    least = max(SAME_MISTAKES, float(held_out.nan_to_num(0).max()) + 1e-6)
-    return float((made >= least).double().mean())
+        return dict.fromkeys(names)
+    ours, theirs = made >= SAME_MISTAKES, held_out >= SAME_MISTAKES
+    counts = [[int(same.sum()), int((~same).sum())] for same in (ours, theirs)]
+    chance = fisher_exact(counts, alternative="greater").pvalue  # pyright: ignore[reportAttributeAccessIssue]
+    rates = (float(same.double().mean()) for same in (ours, theirs))
+    return dict(zip(names, (*rates, float(chance)), strict=True))
 
 
 FIELDS = ("quality", "distance", "overlap", "off_span", "overlap_nearest")

@@ -252,6 +252,12 @@ def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q
     return held_out.theta[torch.arange(len(metric)), step]
 
 
+def quartiles(values: Float[Tensor, " N"]) -> list[float]:
+    """The value that a quarter, and that three quarters are at or below; of infinite ones, too."""
+    ordered = values.sort().values
+    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.25, 0.75)]
+
+
 def summarise(
     generator: WeightGenerator,
     held_out: HeldOut,
@@ -286,14 +292,17 @@ def summarise(
         "prompt_alignment_worst_network": float(alignment.min()),
         "best_prompt": float(prompts[0, 0, 0]),
         "sgd_equivalent_steps": float(sgd.median()),
+        "sgd_equivalent_steps_quartiles": quartiles(sgd.flatten()),
         "sgd_total_steps": int(held_out.steps.max()),
         "retrieval_prompt_alignment": float(retrieved.mean()),
+        "retrieval_prompt_alignment_std_over_networks": float(retrieved.std(correction=0)),
     } | in_env_steps(task, held_out, sgd)
     for key, values in one.items():
         spread = float(values.mean(0).std()) if values.shape[1] > 1 else None
         result[f"one_update_{key}"] = float(values.mean())
         result[f"one_update_{key}_std_over_networks"] = spread
         result[f"sgd_final_{key}"] = float(held_out.metrics[key][:, -1].mean())
+        result[f"sgd_final_{key}_std_over_networks"] = float(held_out.metrics[key][:, -1].std(correction=0))
         result[f"retrieval_{key}"] = float(looked_up[key][:, 0].mean())
     arrays = {
         "prompts": prompts,

@@ -81,6 +81,7 @@ def beyond_the_best(
         f"beyond_{column}": made[column].nanmedian(0).values.tolist(),
         "beyond_best_prompt": float(prompts[chosen]),
         f"beyond_best_{column}": float(made[column][:, chosen].nanmedian()),
+        f"beyond_best_{column}_std_over_networks": float(made[column][:, chosen].std(correction=0)),
         f"beyond_best_network_{column}": float(made[column].flatten()[network]),
         f"beyond_zoo_{column}": zoo,
         "beyond_share_better": float((sign * made[column][:, chosen] < sign * zoo).float().mean()),
@@ -99,29 +100,28 @@ def in_the_hole(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is achieved for prompts in the hole and beside it, and what looking up gives there.
 
-    The error is the root mean square of achieved less prompted, on the validation split, which the hole is
-    about; looking up knows only what was learned from. `hole_share_hit` is of the networks that were prompted
-    inside and are inside.
+    Errors are root mean squares of the test metric achieved less what was prompted, over prompts of every
+    network: their mean over networks and its spread. Looking up knows only what was learned from.
+    `hole_share_hit` is of the networks that were prompted inside and whose test metric is inside.
     """
-    prompted = generator.origin.prompted
+    prompted, column = generator.origin.prompted, f"test_{generator.metric}"
     prompts = prompts_around(generator, hole)
     made = same_prompts(generator, task, theta, prompts, seed=seed)
     seen = outside(training, prompted, hole)
-    looked_up = retrieval(prompts.unsqueeze(0), seen[prompted], seen)[prompted][0]
+    looked_up = retrieval(prompts.unsqueeze(0), seen[prompted], seen)[column][0]
     within = inside(prompts, hole)
-    error = made[prompted] - prompts
-
-    def rms(values: Tensor) -> float:
-        return float(values.square().mean().sqrt())
-
+    error = made[column] - prompts
+    inner, outer = (error[:, chosen].square().mean(1).sqrt() for chosen in (within, ~within))  # (N,)
     numbers = {
         "hole_low": hole[0],
         "hole_high": hole[1],
         "hole_left_out": len(training[prompted]) - len(seen[prompted]),
-        "hole_error": rms(error[:, within]),
-        "hole_error_beside": rms(error[:, ~within]),
-        "hole_error_retrieval": rms((looked_up - prompts)[within]),
-        "hole_share_hit": float(inside(made[prompted][:, within], hole).float().mean()),
+        "hole_error": float(inner.mean()),
+        "hole_error_std_over_networks": float(inner.std(correction=0)),
+        "hole_error_beside": float(outer.mean()),
+        "hole_error_beside_std_over_networks": float(outer.std(correction=0)),
+        "hole_error_retrieval": float((looked_up - prompts)[within].square().mean().sqrt()),
+        "hole_share_hit": float(inside(made[column][:, within], hole).float().mean()),
     }
     arrays = {"hole_prompts": prompts, "hole_retrieved": looked_up}
     return numbers, arrays | {f"hole_{name}": values for name, values in made.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, Task
 
-from .evaluate import HeldOut, sgd_equivalent_steps
+from .evaluate import HeldOut, quartiles, sgd_equivalent_steps
 from .recipe import better, middle_recipe, or_worst, shortened, train_from
 
 RIVALS = ("sgd", "adamw", "lion", "tiger", "amos")
@@ -122,12 +122,6 @@ def rival(
     }
     arrays = {f"rival_{optimizer}_{name}": values for name, values in curves.items()}
     return numbers, arrays | {f"rival_{optimizer}_steps": needed}
-
-
-def quartiles(values: Float[Tensor, " N"]) -> list[float]:
-    """The value that a quarter, and that three quarters are at or below; of infinite ones, too."""
-    ordered = values.sort().values
-    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.25, 0.75)]
 
 
 def known_rivals(arrays: Container[str]) -> list[str]:

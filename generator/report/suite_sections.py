@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.amortise import WAYS
+from ..evaluation.evaluate import quartiles
 from ..evaluation.finetune import KINDS
 from ..evaluation.recipe import better
-from ..evaluation.rivals import known_rivals, quartiles
+from ..evaluation.rivals import known_rivals
 from . import plots, suite_plots
 from .evidence import Evidence, label
 from .pictures import picture
@@ -37,7 +38,7 @@ def chapters(e: Evidence) -> list[Chapter]:
             ("several", "Several metrics", several, ()),
         ),
         ("beyond_prompts", ("beyond", "Beyond the best", beyond, (f"beyond_{e.column}",))),
-        ("hole_prompts", ("hole", "What was never seen", hole, (f"hole_{e.generator.origin.prompted}",))),
+        ("hole_prompts", ("hole", "What was never seen", hole, (f"hole_{e.column}",))),
         ("finetune_epochs", ("finetune", "As an initialisation", fine_tuning, ())),
         ("cost_steps", ("cost", "When it has paid for itself", cost, ("break_even_alone",))),
         ("walk_theta", ("walk", "A walk through the noise", walk, (f"walk_{e.column}",))),
@@ -54,7 +55,7 @@ def several(e: Evidence) -> str:
         for what, prefix in (("alone", alone), ("together", f"together_{name}_")):
             values = [e.result.get(f"{prefix}{key}prompt_alignment") for key in ("", "retrieval_")]
             spread = e.result.get(f"{prefix}prompt_alignment_std_over_seeds")
-            ours = show(values[0], 3) + ("" if spread is None else f" <small>± {show(spread, 1)}</small>")
+            ours = _with_spread(values[0], spread)
             chance = e.result.get(f"{prefix}without_its_prompt")
             rows.append((f"{label(name)}, {what}", ours, show(values[1], 3), show(chance, 3)))
     for name, prefix in [(name, f"channel_{name}") for name in others] + [
@@ -150,15 +151,21 @@ def hole(e: Evidence) -> str:
     svg = suite_plots.prompted(
         "hole",
         e.arrays["hole_prompts"],
-        e.arrays[f"hole_{prompted}"],
-        (f"prompted {e.generator.metric}", prompted.replace("_", " ")),
+        e.arrays[f"hole_{e.column}"],
+        (f"prompted {e.generator.metric}", e.column.replace("_", " ")),
         looked_up=e.arrays["hole_retrieved"] if e.has("hole_retrieved") else None,
         hole=between,
     )
     hit = r.get("hole_share_hit")
     facts = table(
-        ("Generated, prompts inside", show(r.get("hole_error"), 3)),
-        ("Generated, prompts beside it", show(r.get("hole_error_beside"), 3)),
+        (
+            "Generated, prompts inside",
+            _with_spread(r.get("hole_error"), r.get("hole_error_std_over_networks")),
+        ),
+        (
+            "Generated, prompts beside it",
+            _with_spread(r.get("hole_error_beside"), r.get("hole_error_beside_std_over_networks")),
+        ),
         ("Retrieval, prompts inside", show(r.get("hole_error_retrieval"), 3)),
         ("Prompted inside and inside", "-" if hit is None else f"{hit:.0%} of networks"),
         heads=(f"Error of the {label(e.generator.metric)}, root mean square", ""),
@@ -280,6 +287,10 @@ def _number(e: Evidence, name: str) -> float:
     """A number of the result; NaN, which JSON knows none of, where it is null or missing."""
     value = e.result.get(name)
     return math.nan if value is None else float(value)
+
+
+def _with_spread(value: float | None, spread: float | None) -> str:
+    return show(value, 3) + ("" if spread is None else f" <small>± {show(spread, 1)}</small>")
 
 
 def _count(steps: float) -> str:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from generator.audit.frontier import Cloud, Margin, margin, quality_at
-from generator.audit.verdict import judgement
+from generator.audit.verdict import has_same_mistakes, judgement, same_mistakes
 
 
 def at(novelty: list[float], quality: list[float], where: float) -> float:
@@ -47,6 +48,20 @@ def test_margins_are_differences_of_means_with_an_interval_that_holds_them() -> 
     assert margin(ours, family, seed=0) == found
 
 
+def test_mistakes_in_common_by_chance_are_no_copies() -> None:
+    """Of good digits networks 4 % make the mistakes of a training network; of a copier's a quarter more."""
+    rng = torch.Generator().manual_seed(0)
+
+    def fail(share: float) -> float:
+        ours, theirs = ((torch.rand(400, n, generator=rng) < p) for n, p in ((32, share), (64, 0.04)))
+        found = [same_mistakes(*(x.float() for x in pair)) for pair in zip(ours, theirs, strict=True)]
+        return sum(map(has_same_mistakes, found)) / 400
+
+    assert fail(0.04) < 0.03
+    assert fail(0.29) > 0.85
+    assert not has_same_mistakes(same_mistakes(torch.full((4,), torch.nan), torch.zeros(4)))
+
+
 def test_a_baseline_that_is_never_as_new_is_beaten_by_any_amount() -> None:
     assert margin(cloud(3, 0.1, 0.0), [cloud(0, 1, 0.0), cloud(1, 0.5, 0.0)], seed=0).value == math.inf
 
@@ -56,6 +71,8 @@ NEW: dict[str, Any] = {
     "copy_rate": 0.0,
     "copy_rate_held_out": 0.0,
     "same_mistakes_rate": 0.0,
+    "same_mistakes_rate_held_out": 0.0,
+    "same_mistakes_chance": 1.0,
     "relative_distance": 1.0,
     "off_span": 0.5,
     "off_span_held_out": 0.5,
@@ -63,6 +80,7 @@ NEW: dict[str, Any] = {
     "quality_generated": 0.05,
     "nearest_baseline": "averages",
 }
+SAME = {"same_mistakes_rate": 0.5, "same_mistakes_chance": 1e-6}
 AHEAD, BEHIND, UNSURE = Margin(0.1, 0.05, 0.15), Margin(-0.1, -0.2, -0.05), Margin(0.1, -0.1, 0.2)
 LEVEL = Margin(0.02, -0.02, 0.05)
 OBEYS = {
@@ -82,7 +100,9 @@ OBEYS = {
         ({"relative_distance": 0.39}, AHEAD, AHEAD, "copies", "0.39 times that of held-out runs"),
         ({"copy_rate": 0.06}, AHEAD, AHEAD, "copies", "6% of the networks"),
         ({"copy_rate": 0.06, "copy_rate_held_out": 0.02}, AHEAD, AHEAD, "generates", "copies: 6%"),
-        ({"same_mistakes_rate": 0.5}, AHEAD, AHEAD, "copies", "50% make the very mistakes of one"),
+        (SAME, AHEAD, AHEAD, "copies", "50% (held-out runs: 0%) make the very mistakes of one"),
+        (SAME | {"same_mistakes_chance": 0.03}, AHEAD, AHEAD, "generates", "new"),
+        (SAME | {"same_mistakes_rate_held_out": 0.46}, AHEAD, AHEAD, "generates", "new"),
         ({"same_mistakes_rate": None, "off_span": None}, AHEAD, AHEAD, "generates", "new"),
         ({"off_span": 0.1}, AHEAD, AHEAD, "recombines", "an interpolation of what was trained"),
         ({"broken": 0.6}, AHEAD, AHEAD, "broken", "60%"),
@@ -97,7 +117,7 @@ OBEYS = {
             BEHIND,
             LEVEL,
             "no better than noise",
-            "behind what noise reaches at equal novelty by 0.1 (0.05 to",
+            "behind that of noise at equal novelty by 0.1 (0.05 to",
         ),
         ({}, BEHIND, BEHIND, "no better than noise", "(0.05 to 0.2), beyond chance"),
         (OBEYS, AHEAD, AHEAD, "generates", "better than every baseline"),
