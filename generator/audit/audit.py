@@ -22,6 +22,7 @@ from ckpt_factory.zoo import Zoo
 from ..artefact import WeightGenerator
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
+from .balance import scaled_units
 from .baselines import BASELINES
 from .frontier import Judged, Subjects
 from .novelty import (
@@ -236,9 +237,10 @@ def audit_networks(
         middle,
         subject.hole,
         frozenset(spanning_runs(searched, task.spec.D)),
+        scaled_units(task),
     )
     units = zoo.finished_units()
-    neighbours, pool, spanning = merge(
+    neighbours, in_scale, pool, spanning = merge(
         each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
     )
     chunks = [(part,) for part in pool.theta.chunk(PARTS_OF_A_ZOO)]
@@ -247,7 +249,7 @@ def audit_networks(
     finest = finest_checkpoints(held_out, zoo.header.prompted, zoo.header.objective)
     judged, families = _judge_all(each, bench, subject, (yardstick, finest), neighbours, settings)
     judged = _with_spans(each, judged, zoo, (spanning, search), neighbours)
-    numbers = _distances(subject, neighbours) | dict(subject.numbers)
+    numbers = _distances(subject, neighbours, in_scale) | dict(subject.numbers)
     numbers |= {"networks": len(subject.theta), "broken": 1 - len(subject.theta) / asked}
     numbers |= {"searched_runs": len(searched), "training_runs": len(runs)}
     result, arrays = conclude(numbers, judged, families, quality_of(task), settings.seed)
@@ -298,11 +300,11 @@ COPY = 1 / 3
 NEAR_QUANTILE = 0.05
 
 
-def _distances(subject: Subject, neighbours: Neighbours) -> dict[str, float | None]:
+def _distances(subject: Subject, neighbours: Neighbours, in_scale: Neighbours) -> dict[str, float | None]:
     """Numbers of the search: the first half of the neighbours is of the subject, the other of yardsticks."""
     num, best = len(subject.theta), subject.num_best
     first = neighbours.distance[:, 0].double()
-    share = first / neighbours.distance[:, 1].double()
+    share = torch.minimum(*(each.distance[:, 0] / each.distance[:, 1] for each in (neighbours, in_scale)))
     relative, reference = relative_distances(first[:num], first[num:], subject.metric)
     ours, theirs = first[:best].median(), first[num:][:best].median()
     near = reference.quantile(NEAR_QUANTILE)

@@ -16,6 +16,7 @@ from ..rebasin import AlignedDistance
 from ..training.hole import Hole, without_hole
 from ..training.pairs import Runs
 from ..training.reading import metrics_of
+from .balance import balanced
 
 COARSE = 9
 """Checkpoints of each run that a search looks at first, evenly spread; then at all of the nearest two runs'.
@@ -59,6 +60,8 @@ class Surveyed(NamedTuple):
     """What the shards of a zoo have to say, or some of them."""
 
     neighbours: Neighbours
+    in_scale: Neighbours
+    """The same with all networks balanced; its theta are, too."""
     pool: Pool
     spanning: Spanning
 
@@ -80,6 +83,8 @@ class Search:
     """Checkpoints with a metric in it were never learned from: they are neither compared with nor pooled."""
     spanning: frozenset[int] = frozenset()
     """Those of the searched whose best checkpoint is kept for its span."""
+    scaled: tuple[str, ...] = ()
+    """The permutations whose units may be scaled."""
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
@@ -99,7 +104,7 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
     """The queries' neighbours in some shards, and their part of the pool and of the networks to span."""
     size = task.spec.D
     distance = AlignedDistance(task.spec, task.symmetry)
-    parts = [_nowhere(search.queries)]
+    parts, in_scale = [_nowhere(search.queries)], [_nowhere(search.queries)]
     pools = [Pool(torch.empty(0, size), torch.empty(0), torch.empty(0, size))]
     spans = [Spanning(torch.empty(0, size), torch.empty(0, dtype=torch.long))]
     for unit in units:
@@ -109,6 +114,11 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
         chosen = _among(runs, search.searched)
         if chosen.any() and len(search.queries):
             parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
+            if search.scaled:
+                both = search.queries, theta[chosen].flatten(0, 1)
+                queries, keys = (balanced(task.symmetry, search.scaled, each) for each in both)
+                keys = keys.view(theta[chosen].shape)
+                in_scale.append(_neighbours(distance, queries, keys, runs[chosen]))
         chosen = _among(runs, search.pooled)
         if chosen.any():
             pools.append(_pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric))
@@ -116,7 +126,9 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
         if chosen.any():
             best = _pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric).best
             spans.append(Spanning(best, runs[chosen]))
-    return Surveyed(merge_neighbours(parts), merge_pools(pools), merge_spanning(spans))
+    found = merge_neighbours(parts)
+    again = merge_neighbours(in_scale) if search.scaled else found
+    return Surveyed(found, again, merge_pools(pools), merge_spanning(spans))
 
 
 def learned(
@@ -189,8 +201,9 @@ def merge_spanning(parts: Sequence[Spanning]) -> Spanning:
 
 def merge(parts: Sequence[Surveyed]) -> Surveyed:
     """Of several parts of a zoo, which have no run in common."""
-    neighbours, pools, spans = zip(*parts, strict=True)
-    return Surveyed(merge_neighbours(neighbours), merge_pools(pools), merge_spanning(spans))
+    neighbours, in_scale, pools, spans = zip(*parts, strict=True)
+    found = merge_neighbours(neighbours), merge_neighbours(in_scale)
+    return Surveyed(*found, merge_pools(pools), merge_spanning(spans))
 
 
 @torch.no_grad()

@@ -124,16 +124,22 @@ def test_a_few_copies_among_fresh_networks_are_enough(digits: Task, zoo: Zoo, he
     assert result["copy_rate"] == 0.25
 
 
-def test_rescaled_copies_are_betrayed_by_their_mistakes(digits: Task, zoo: Zoo, held_out: Rows) -> None:
-    """ReLU units may be scaled, which no distance of weights undoes: the function is the same to the bit."""
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+def test_copies_are_found_however_their_units_are_scaled(
+    digits: Task, zoo: Zoo, held_out: Rows, sigma: float
+) -> None:
+    """ReLU units may be scaled; with noise on top not even the mistakes are the same."""
     rows = zoo.read_unit(0)
-    best = rows.theta[torch.arange(16), rows.metrics["validation_loss"].argmin(1)]
-    params = digits.spec.unflatten(best[::2])
-    for name, factor in (("fc1.weight", 8.0), ("fc1.bias", 8.0), ("fc2.weight", 0.125)):
-        params[name] = params[name] * factor
+    best = rows.theta[torch.arange(16), rows.metrics["validation_loss"].argmin(1)][::2]
+    params = digits.spec.unflatten(best + sigma * best.std() * torch.randn(best.shape, generator=seeded(5)))
+    factor = torch.exp(4 * torch.rand(NUM, 16, generator=seeded(6)) - 2)
+    params["fc1.weight"] = params["fc1.weight"] * factor[:, :, None]
+    params["fc1.bias"] = params["fc1.bias"] * factor
+    params["fc2.weight"] = params["fc2.weight"] / factor[:, None, :]
     result, _ = audited(digits, zoo, held_out, digits.spec.flatten(params), pool_runs=16)
-    assert result["copy_rate"] == 0
-    assert result["same_mistakes_rate"] == 1
+    assert result["copy_rate"] == 1
+    assert result["distance_ratio"] > 1
+    assert (result["same_mistakes_rate"] == 1) == (sigma == 0)
     assert (result["outcome"], result["passes"]) == ("copies", False)
 
 

@@ -47,7 +47,7 @@ def test_neighbours_are_training_checkpoints_modulo_permutation(digits: Task, di
 def test_neighbours_equal_a_search_of_every_checkpoint_run_by_run(digits: Task, digits_zoo: Zoo) -> None:
     queries = digits_zoo.read_unit(2).theta[:2, -1]
     units = digits_zoo.finished_units()
-    parts = [survey(digits, search_for(digits_zoo, queries), digits_zoo, [unit])[0] for unit in units]
+    parts = [survey(digits, search_for(digits_zoo, queries), digits_zoo, [unit]).neighbours for unit in units]
     found = merge_neighbours(parts)
     distance = AlignedDistance(digits.spec, digits.symmetry)
     rows = [digits_zoo.read_unit(0).theta, digits_zoo.read_unit(1).theta[: TRAINING_RUNS - 8]]
@@ -68,7 +68,7 @@ def test_what_lies_in_the_hole_is_neither_near_nor_pooled(digits: Task, digits_z
     assert learned[0, 6:].all()
     queries = rows.theta[0, [1, 6]]
     search = replace(search_for(digits_zoo, queries), hole=hole)
-    found, pool, _ = survey(digits, search, digits_zoo, [0])
+    found, _, pool, _ = survey(digits, search, digits_zoo, [0])
     distance = AlignedDistance(digits.spec, digits.symmetry)
     kept = [
         (distance.nearest(queries, run[known]), i)
@@ -83,14 +83,14 @@ def test_what_lies_in_the_hole_is_neither_near_nor_pooled(digits: Task, digits_z
     for theta in pool.theta:
         assert (rows.theta[learned] == theta).all(1).any(), "the pool is of what was learned from"
     everything = (float(metric.min()) - 1, float(metric.max()) + 1)
-    found, pool, _ = survey(digits, replace(search, hole=everything), digits_zoo, [0])
+    found, _, pool, _ = survey(digits, replace(search, hole=everything), digits_zoo, [0])
     assert found.distance.isinf().all()
     assert len(pool.best) == 0
 
 
 def test_the_pool_holds_the_best_and_an_equal_checkpoint_of_each_run(digits: Task, digits_zoo: Zoo) -> None:
     search = search_for(digits_zoo, torch.empty(0, digits.spec.D), metric=1.5)
-    pools = [survey(digits, search, digits_zoo, [unit])[1] for unit in digits_zoo.finished_units()]
+    pools = [survey(digits, search, digits_zoo, [unit]).pool for unit in digits_zoo.finished_units()]
     pool = merge_pools(pools)
     assert len(pool.best) == len(pool.equal) == TRAINING_RUNS
     run = 0
