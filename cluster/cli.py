@@ -47,8 +47,10 @@ def run(args: Sequence[str]) -> int:
         return 0
     if name == "bench" and not rest[0].startswith("-"):
         name, rest = f"bench {rest[0]}", rest[1:]
+    command = None
     try:
-        return _run_command(name, command_of(name), rest)
+        command = command_of(name)
+        return _run_command(name, command, rest)
     except Exception as error:
         if debug or not _is_expected(error):
             raise
@@ -56,8 +58,9 @@ def run(args: Sequence[str]) -> int:
         sys.stderr.write(f"theta {name}: {' '.join(str(cause).split())[:600]}\n")
         return 2
     except KeyboardInterrupt as stop:
-        what = str(stop) or "the same command goes on from here"
-        sys.stderr.write(f"theta {name}: interrupted; {what}\n")
+        resumes = command is not None and command.resumes
+        then = "the same command goes on from here" if resumes else "the same command begins anew"
+        sys.stderr.write(f"theta {name}: interrupted; {str(stop) or then}\n")
         return 130
 
 

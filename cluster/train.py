@@ -374,6 +374,7 @@ COMMAND = Command(
     lambda config: (fit(config), config.out, 0),
     presets=PRESETS,
     check=check,
+    resumes=True,
     examples="theta train --preset digits --zoo runs/zoo --out runs/generator\n"
     "theta train --preset digits --metrics loss error --zoo runs/zoo --out runs/generator-of-both",
 )
