@@ -189,6 +189,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     Where there may be none, too: tyro itself would report what is wrong with either alternative.
     """
     registry = tyro.constructors.ConstructorRegistry()
+    _join_lines_of_help(registry)
 
     @registry.primitive_rule
     def rule(
@@ -209,6 +210,35 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         )
 
     return registry
+
+
+def _join_lines_of_help(registry: tyro.constructors.ConstructorRegistry) -> None:
+    """Have the lines of a field's docstring joined, which tyro would break where the source does."""
+    asked = False
+
+    @registry.struct_rule
+    def rule(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+        nonlocal asked
+        if asked:  # by this very rule: tyro's own ones answer
+            return None
+        asked = True
+        try:
+            found = registry.get_struct_spec(info)
+        finally:
+            asked = False
+        if not isinstance(found, tyro.constructors.StructConstructorSpec):
+            return None
+        fields = [
+            dataclasses.replace(each, helptext=functools.partial(_joined, each.helptext))
+            for each in found.fields
+        ]
+        return dataclasses.replace(found, fields=tuple(fields))
+
+
+def _joined(text: str | Callable[[], str | None] | None) -> str | None:
+    """One line for each paragraph."""
+    text = text() if callable(text) else text
+    return text and re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 def _range(given: list[str]) -> tuple[float, float]:
