@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,7 +44,10 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block succeeds, removed when it does not.
+    """An empty file beside `path`, renamed to it when the block succeeds, removed when it does not.
+
+    Its mode is what the umask gives, even where a writer puts a private file of its own in its place, as that
+    of safetensors does.
 
     Raises:
         DiskFullError: there is no space for it.
@@ -52,7 +56,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with full_disk_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                temporary.chmod(mode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -66,6 +66,20 @@ def calibrated(
     return found
 
 
+def in_words(found: Calibration | None, metric: str) -> str:
+    """What a calibration found: what was asked for, what of it networks reach, and how far they go."""
+    if found is None:
+        return "prompts are not calibrated: all networks made are broken, whatever is asked for"
+    if torch.equal(found.asked, found.got):
+        return "calibrated: nothing comes closer than to ask for prompts as they are, so that stays"
+    (least, most), (low, high) = (each[[0, -1]].tolist() for each in (found.asked, found.got))
+    length = "as long as predicted" if found.stretch == 1 else f"{found.stretch:g} times as long as predicted"
+    return (
+        f"calibrated: asked for a validation {metric} from {least:.4g} to {most:.4g}, networks reach "
+        f"{low:.4g} to {high:.4g} in the mean; their updates are {length}"
+    )
+
+
 def calibrate_again(config: CalibrateConfig) -> dict[str, Any]:
     """Calibrate and write the generator anew; returns what was found."""
     generator, zoo = _own(config), Zoo.open(config.zoo)

@@ -47,8 +47,10 @@ def run(args: Sequence[str]) -> int:
         return 0
     if name == "bench" and not rest[0].startswith("-"):
         name, rest = f"bench {rest[0]}", rest[1:]
+    command = None
     try:
-        return _run_command(name, command_of(name), rest)
+        command = command_of(name)
+        return _run_command(name, command, rest)
     except Exception as error:
         if debug or not _is_expected(error):
             raise
@@ -56,8 +58,9 @@ def run(args: Sequence[str]) -> int:
         sys.stderr.write(f"theta {name}: {' '.join(str(cause).split())[:600]}\n")
         return 2
     except KeyboardInterrupt as stop:
-        what = str(stop) or "the same command goes on from here"
-        sys.stderr.write(f"theta {name}: interrupted; {what}\n")
+        resumes = command is not None and command.resumes
+        then = "the same command goes on from here" if resumes else "the same command begins anew"
+        sys.stderr.write(f"theta {name}: interrupted; {str(stop) or then}\n")
         return 130
 
 
@@ -186,6 +189,7 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     Where there may be none, too: tyro itself would report what is wrong with either alternative.
     """
     registry = tyro.constructors.ConstructorRegistry()
+    _join_lines_of_help(registry)
 
     @registry.primitive_rule
     def rule(
@@ -206,6 +210,35 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         )
 
     return registry
+
+
+def _join_lines_of_help(registry: tyro.constructors.ConstructorRegistry) -> None:
+    """Have the lines of a field's docstring joined, which tyro would break where the source does."""
+    asked = False
+
+    @registry.struct_rule
+    def rule(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+        nonlocal asked
+        if asked:  # by this very rule: tyro's own ones answer
+            return None
+        asked = True
+        try:
+            found = registry.get_struct_spec(info)
+        finally:
+            asked = False
+        if not isinstance(found, tyro.constructors.StructConstructorSpec):
+            return None
+        fields = [
+            dataclasses.replace(each, helptext=functools.partial(_joined, each.helptext))
+            for each in found.fields
+        ]
+        return dataclasses.replace(found, fields=tuple(fields))
+
+
+def _joined(text: str | Callable[[], str | None] | None) -> str | None:
+    """One line for each paragraph."""
+    text = text() if callable(text) else text
+    return text and re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
 def _range(given: list[str]) -> tuple[float, float]:

@@ -21,3 +21,5 @@ class Command:
     """Looks at what the config names, and raises before Ray is started for nothing."""
     starts_ray: bool = True
     """Whether it needs Ray; the others read files, and do so on a cluster if they are given its address."""
+    resumes: bool = False
+    """Whether it keeps what is done, so that after Ctrl-C the same command goes on; the others begin anew."""

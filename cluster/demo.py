@@ -100,5 +100,6 @@ COMMAND = Command(
     lambda config: (demo(config), config.out, 0),
     presets=PRESETS,
     check=lambda config: check_writable(config.out),
+    resumes=True,
     examples="theta demo\ntheta demo --preset smoke --out /tmp/smoke",
 )

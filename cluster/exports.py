@@ -68,5 +68,6 @@ COMMAND = Command(
     _run,
     check=_check,
     starts_ray=False,
+    resumes=True,
     examples="theta export --zoo runs/zoo --out runs/dataset --license cc-by-4.0",
 )

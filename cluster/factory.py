@@ -263,6 +263,7 @@ COMMAND = Command(
     _run,
     presets=PRESETS,
     check=check,
+    resumes=True,
     examples="theta make --preset digits --out runs/zoo\n"
     "theta make --preset mnist --data-root data --out runs/zoo-mnist --address auto\n"
     "theta make --preset cartpole --out runs/zoo-cartpole\n"

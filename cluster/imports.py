@@ -182,6 +182,7 @@ COMMAND = Command(
     _run,
     check=check,
     starts_ray=False,
+    resumes=True,
     examples="theta import --lmdb checkpoint_datasets/mnist --task mnist-mlp-v0 --data-root data "
     "--out runs/imported\n"
     "theta import --folder networks --metrics metrics.csv --out runs/imported",

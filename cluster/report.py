@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from .evaluate import ARRAYS
 from .progress import say
 from .result import RESULT
 from .training_log import LOG, read_log
+
+FILM = "policies.gif"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     """Write report.html, one file without links; returns its path and the headline number."""
     zoo, generator = Zoo.open(config.zoo), WeightGenerator.load(config.generator)
     check_belongs(generator, zoo)
+    _check_there(config.evaluation, (RESULT, ARRAYS), "evaluation", "evaluate")
     try:
         result = json.loads((config.evaluation / RESULT).read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "prompt_alignment" not in result:
@@ -70,6 +73,18 @@ def report(config: ReportConfig) -> dict[str, Any]:
     return {"report": str(path), "prompt_alignment": result["prompt_alignment"]}
 
 
+def _check_there(folder: Path, files: Sequence[str], what: str, verb: str) -> None:
+    """Whether a folder holds what another command writes.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        has = f"it has no {' and no '.join(missing)}" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"no {what} in {folder} ({has}); run `theta {verb} --out {folder}` first")
+
+
 def _never_reached(result: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict[str, float]:
     """The equivalent steps that result.json has as null, since most runs never got there: infinite."""
     steps = arrays.get("sgd_steps")
@@ -85,9 +100,10 @@ def read_film(config: ReportConfig) -> bytes:
         ValueError: there is none, or of another generator.
     """
     assert config.watch is not None
+    _check_there(config.watch, (RESULT, FILM), "film", "watch")
     try:
         watched = json.loads((config.watch / RESULT).read_text(encoding="utf-8"))
-        gif = (config.watch / "policies.gif").read_bytes()
+        gif = (config.watch / FILM).read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no film in {config.watch} ({error}); run `theta watch --out {config.watch}` first"

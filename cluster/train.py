@@ -41,7 +41,7 @@ from generator.training.reading import reservoir_of, some_networks
 from generator.training.scales import fit_scaling
 from generator.training.train import Report, TrainConfig, faster_precision, train
 
-from .calibration import calibrated
+from .calibration import calibrated, in_words
 from .command import Command
 from .data import name_of, partition, runs_per_batch, stream_runs, training_datasets
 from .fitted import FITTED, read_fitted, write_fitted
@@ -51,7 +51,7 @@ from .rendezvous import torch_config
 from .requests import REQUEST, check_held, wanted_of
 from .tasks import task_of_generator, task_of_zoo
 from .train_config import PRESETS, GeneratorConfig
-from .training_log import LOG, TrainingLog, following, read_log, resume_log
+from .training_log import LOG, TrainingLog, following, read_log, resume_log, warn_if_warming_up
 
 RAY_FOLDER, STATE = "ray_train", "state.pt"
 WORKER_CPUS = 0.9
@@ -247,6 +247,7 @@ def fit(
     generator = None
     if not (config.out / REQUEST).exists():  # what could refuse does so before the folder is claimed
         check_resources(config)
+        say(f"reading training runs of {zoo.path}, to fit the generator's coordinates and scales on")
         generator = prepare(config, zoo)
         if config.training.behaviour:  # left to its default it takes what there is and refuses nothing
             behaviour_in(config.training, generator, config.data_root)
@@ -297,12 +298,7 @@ def _forget(folder: Path) -> None:
 
 def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, steps: int) -> WeightGenerator:
     """A generator after its training, with what is measured of it then: moments, calibration."""
-    if steps < 2 * config.training.warmup_steps:
-        say(
-            f"only {steps} steps were made, and {config.training.warmup_steps} are for warming up: the "
-            "generator has hardly learned anything; give it more time",
-            label="warning",
-        )
+    warn_if_warming_up(steps, config.training.warmup_steps)
     if config.moments:
         say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
         generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
@@ -310,9 +306,7 @@ def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, st
         say(f"calibrating prompts on {config.calibrate} training initialisations")
         found = calibrated(generator, zoo, config.data_root, config.calibrate, config.training.seed)
         generator = replace(generator, calibration=found)
-        if found is not None:
-            low, high = (float(found.got[i]) for i in (0, -1))
-            say(f"networks get {low:.4g} to {high:.4g} of it, by updates {found.stretch:g} times as long")
+        say(in_words(found, generator.metric))
     return generator
 
 
@@ -380,6 +374,7 @@ COMMAND = Command(
     lambda config: (fit(config), config.out, 0),
     presets=PRESETS,
     check=check,
+    resumes=True,
     examples="theta train --preset digits --zoo runs/zoo --out runs/generator\n"
     "theta train --preset digits --metrics loss error --zoo runs/zoo --out runs/generator-of-both",
 )

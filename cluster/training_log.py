@@ -58,13 +58,29 @@ def resume_log(folder: Path, saved: int | None) -> None:
     write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
+def warn_if_warming_up(steps: int, warmup_steps: int) -> None:
+    """Say of a training that it ended before its learning rate was up."""
+    if steps <= warmup_steps:
+        say(
+            f"only {steps} steps were made, and the learning rate rises during the first {warmup_steps}: the "
+            "generator has hardly learned anything; give it more time",
+            label="warning",
+        )
+
+
+def percent_done(log: Path) -> tuple[float, str]:
+    """How far a training is, 0 to 100, and what there is to say of it: before its first report, too."""
+    if last := last_entry(log):
+        note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
+        return 100 * last["progress"], note
+    return 0.0, "workers start, read runs and make their first steps; nothing is reported yet"
+
+
 def following(log: Path) -> AbstractContextManager[None]:
     """A bar that follows the training log while the block runs."""
 
     def update(bar: ProgressBar) -> None:
-        if last := last_entry(log):
-            note = f"loss {last['loss']:.3f}, {last['pairs_per_s']:.0f} pairs/s per worker"
-            bar.update(100 * last["progress"], note)
+        bar.update(*percent_done(log))
 
     return followed(ProgressBar("train", 100, "%"), update, every_s=1.0)
 

@@ -6,6 +6,7 @@ id, so that whoever reads them makes the very same task.
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,14 +70,19 @@ def spec(id: str) -> TaskSpec:
             ) from None
     found = registry.get(id) or registry.get(name)
     if found is None:
-        full = {each.rpartition(":")[2]: each for each in registry}
-        close = [full[each] for each in difflib.get_close_matches(name, full, 1, cutoff=0.4)]
+        full = {_without_version(each.rpartition(":")[2]): each for each in registry}
+        close = [full[each] for each in difflib.get_close_matches(_without_version(name), full, 1)]
         meant = [each if ":" in each else module + colon + each for each in close]
         hint = f"Did you mean {meant[0]!r}? " if meant else ""
         own = "" if colon else f"; one of your own is 'MODULE:{id}', by the file MODULE.py that registers it"
         raise ValueError(f"unknown task {id!r}. {hint}Known tasks: {', '.join(sorted(registry))}{own}")
     options.convert(id, found.entry_point, given)
     return found
+
+
+def _without_version(name: str) -> str:
+    """What tells a name from others: nearly all end in -v0."""
+    return re.sub(r"-v\d+$", "", name)
 
 
 def _searches_here() -> bool:

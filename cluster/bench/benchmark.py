@@ -82,12 +82,13 @@ def benchmark(
     examples: str,
     check: Callable[[Config], object] = lambda config: None,
     starts_ray: bool = False,
+    resumes: bool = False,
 ) -> Command:
     """The command of a benchmark.
 
     Args:
         measure: prints what it finds, and returns what result.json says beside the facts of the machine.
-        check: as of a `Command`; that `out` can be written is looked at for all.
+        check: as of a `Command`, like what follows; that `out` can be written is looked at for all.
     """
 
     def checked(given: Config) -> None:
@@ -103,4 +104,4 @@ def benchmark(
         result = about | repeats | measure(given)
         return result, given.out, 1 if result.get("trainings_failed") else 0
 
-    return Command(config, run, examples, check=checked, starts_ray=starts_ray)
+    return Command(config, run, examples, check=checked, starts_ray=starts_ray, resumes=resumes)

@@ -189,6 +189,7 @@ COMMAND = benchmark(
     bench_generator,
     check=asked,
     starts_ray=True,
+    resumes=True,
     examples="theta bench generator --zoo runs/zoo --out runs/bench-generator\n"
     "theta bench generator --zoo runs/zoo --published-cpu-seconds 14400 --num-seeds 1 --no-changes "
     "--out runs/bench-generator-4h",

@@ -200,6 +200,7 @@ COMMAND = benchmark(
     bench_memorisation,
     check=check,
     starts_ray=True,
+    resumes=True,
     examples="theta bench memorisation --zoo runs/zoo-64k --runs 250 1000 4000 16000 64000\n"
     "theta bench memorisation --zoo runs/zoo --runs 250 1000 --steps 500 --out runs/memorisation",
 )

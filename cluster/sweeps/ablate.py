@@ -201,6 +201,7 @@ COMMAND = Command(
     _run,
     presets=PRESETS,
     check=_check,
+    resumes=True,
     examples="theta ablate --zoo runs/zoo --out runs/ablation\n"
     "theta ablate --only prediction-v min-snr path-flow --seeds 5 --cpu-seconds 60\n"
     "theta ablate --preset smoke --zoo runs/zoo --out runs/ablation-smoke",

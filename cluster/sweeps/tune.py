@@ -231,6 +231,7 @@ COMMAND = Command(
     _run,
     presets=PRESETS,
     check=check,
+    resumes=True,
     examples="theta tune --preset rates --zoo runs/zoo --out runs/rates\n"
     "theta tune --preset scaling --zoo runs/zoo --out runs/scaling --num-seeds 2\n"
     "theta tune --sizes 0.3M 1M --learning-rates 1e-3 1e-2 --search optuna --num-trials 12 --scheduler asha",

@@ -151,7 +151,10 @@ def paint_frontier(
             x, y, style, marker=MARKERS.get(name, "x"), color=LIGHT[COLOURS.get(name, "muted")], lw=1.2, ms=4,
             label=name,
         )  # fmt: skip
-    for cloud, colour, label in ((finest, "sgd", f"held-out {rival}"), (made, "made", "generated")):
+    for cloud, colour, label in (
+        (finest, "sgd", f"held-out {rival}, at its best"),
+        (made, "made", "generated"),
+    ):
         if len(cloud.quality):
             quality = sign * cloud.quality
             ax.plot(cloud.novelty, quality, "o", color=LIGHT[colour], alpha=0.25, mew=0, ms=3.5)

@@ -60,7 +60,8 @@ svg{width:100%;height:auto;display:block} svg *{stroke-linejoin:round;stroke-lin
 .scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.92rem;width:100%;margin:8px 0 16px}
 th,td{text-align:left;padding:7px 18px 7px 0;border-bottom:1px solid var(--grid);vertical-align:top}
 tbody th{white-space:nowrap} td{font-variant-numeric:tabular-nums;overflow-wrap:break-word}
-th{font-weight:500} .note{border:1px dashed var(--muted);border-radius:8px;padding:10px 14px}
+th{font-weight:500} .figures tbody th{white-space:normal}
+.note{border:1px dashed var(--muted);border-radius:8px;padding:10px 14px}
 code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 summary{cursor:pointer;font-weight:600;padding:6px 0} footer{font-size:.85rem;padding:16px 24px 40px}
 .scale{display:inline-block;width:90px;height:10px;border-radius:2px;margin:0 6px;

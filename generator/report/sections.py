@@ -107,15 +107,18 @@ def audit(e: Evidence) -> str:
         for title, ours, theirs, column in pairs
     ]
     prompts = [show(r.get(f"{name}prompt_alignment"), 3) for name in ("", "shuffled_")]
-    facts = table(*rows, heads=("", "generated", f"held-out {e.rival}"))
+    facts = table(*rows, heads=("", "generated", f"held-out {e.rival}, as good"))
     against = table(
-        *_margins(r), heads=("Better than, at equal novelty", "generated", f"held-out {e.rival}, best")
+        *_margins(r),
+        heads=("Better than, at equal novelty", "generated", f"held-out {e.rival}, at its best"),
     )
+    never = " Where it never is, the number is ∞." if "∞" in against else ""
     return f"""<p>Weights that look new may be blurred or mixed ones of training. Networks for the best prompt
 are therefore held against what anybody can make of the training networks: noise on them, means,
 draws parameter by parameter, and what lies between two of them. A baseline counts where it is as new as the
-networks made; positive numbers are for these. With the prompts of each start shuffled the alignment is
-{prompts[1]} instead of {prompts[0]}.</p>
+networks made; positive numbers are for these.{never} Held-out networks of the same validation metric (as
+good) say what is usual, those with the best one (at its best) what {e.rival} can do. With the prompts of each
+start shuffled the alignment is {prompts[1]} instead of {prompts[0]}.</p>
 {figures(*drawn)}<div class="figures">{facts}{against}</div>"""
 
 

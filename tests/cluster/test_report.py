@@ -1,5 +1,6 @@
 """`theta report` and result.json where something is infinite or no number at all."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_an_evaluation_with_a_broken_network_is_reported(
         zoo=digits_zoo.path, generator=generator, evaluation=evaluation, out=tmp_path / "out"
     )
     assert report(asked)["prompt_alignment"] is None
+    lacking = dataclasses.replace(asked, evaluation=tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"no evaluation in .* \(there is no such folder\); run `theta eval"):
+        report(lacking)
+    lacking.evaluation.mkdir()
+    with pytest.raises(ValueError, match=r"\(it has no result.json and no evaluation.safetensors\); run"):
+        report(lacking)
+    with pytest.raises(ValueError, match=r"no film in .* \(it has no result.json and no policies.gif\); run"):
+        report(dataclasses.replace(asked, watch=lacking.evaluation))
     page = (tmp_path / "out" / "report.html").read_text()
     assert "have no prompt alignment" in page
     assert f"one update equals <b>{words} SGD steps</b>" in page

@@ -79,11 +79,28 @@ def test_the_report_shows_verdict_frontiers_and_margins(report: Report) -> None:
         assert name in text_of(shown)
     noise = audited[0]["margins"]["mistakes"]["noise"]
     assert f"{100 * noise[0]:#.3g}".rstrip(".") in shown
+    words = text_of(shown)
+    assert "held-out SGD, as good" in words
+    assert words.count("held-out SGD, at its best") == 3, "in both figures and in the table of margins"
+    assert "held-out SGD" not in words.replace("held-out SGD, a", "")
     numbers = section(page, "numbers")
     for name in audited[0]:
         if name not in ("distance_generated", "distance_held_out", "distance_ratio"):
             assert meaning(f"audit_{name}", "SGD"), f"{name} has no meaning"
             assert f"<code>audit_{name}</code>" in numbers
+
+
+@pytest.mark.parametrize("never", [True, False])
+def test_infinity_is_explained_where_it_stands(report: Report, *, never: bool) -> None:
+    result, arrays = concluded()
+    for margins in (result["margins"], result["margins_held_out"]):
+        for of_axis in margins.values():
+            of_axis["noise"] = [None] * 3 if never else [0.1, 0.05, 0.2]
+            for name in set(of_axis) - {"noise"}:
+                of_axis[name] = [0.1, 0.05, 0.2]
+    words = text_of(section(page_of(report, (result, arrays)), "audit"))
+    assert ("Where it never is, the number is ∞." in words) == never
+    assert ("∞" in words) == never
 
 
 def test_a_policys_novelty_is_in_its_weights_alone(report: Report) -> None:
