@@ -365,7 +365,7 @@ def test_evaluate_and_report(generator_folder: Path, digits_zoo: Zoo, tmp_path: 
         assert f'<section id="{name}">' in page
     assert len(result["finetune_generated_test_error"]) == 2
     assert {name: len(values) for name, values in result.items() if name.startswith("ood_")} == dict.fromkeys(
-        (f"ood_{kind}" for kind in STARTS), 3
+        (f"ood_{kind}{what}" for kind in STARTS for what in ("", "_quartiles")), 3
     )
 
 
