@@ -47,8 +47,7 @@ def balanced(symmetry: Symmetry, perms: Sequence[str], theta: Float[Tensor, "K D
     """The same networks, each unit of `perms` with as large a norm of what enters it as of what leaves it.
 
     That is the scale in which all parameters have the least norm; gradient flow keeps the difference of both
-    (Du et al. 2018).
-    Units without either stay as they are.
+    (Du et al. 2018). Units without either stay as they are.
     """
     for _ in range(SWEEPS if len(perms) > 1 else 1):
         for perm in perms:

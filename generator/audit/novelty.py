@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,8 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
     size = task.spec.D
     distance = AlignedDistance(task.spec, task.symmetry)
     parts, in_scale = [_nowhere(search.queries)], [_nowhere(search.queries)]
+    in_one_scale = partial(balanced, task.symmetry, search.scaled)
+    queries = in_one_scale(search.queries)
     pools = [Pool(torch.empty(0, size), torch.empty(0), torch.empty(0, size))]
     spans = [Spanning(torch.empty(0, size), torch.empty(0, dtype=torch.long))]
     for unit in units:
@@ -115,9 +118,7 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
         if chosen.any() and len(search.queries):
             parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
             if search.scaled:
-                both = search.queries, theta[chosen].flatten(0, 1)
-                queries, keys = (balanced(task.symmetry, search.scaled, each) for each in both)
-                keys = keys.view(theta[chosen].shape)
+                keys = in_one_scale(theta[chosen].flatten(0, 1)).view(theta[chosen].shape)
                 in_scale.append(_neighbours(distance, queries, keys, runs[chosen]))
         chosen = _among(runs, search.pooled)
         if chosen.any():

@@ -111,6 +111,11 @@ def show(value: Any, digits: int = 4, *, column: str = "") -> str:
     return f"{value:,}" if isinstance(value, int) else html.escape(json.dumps(value, default=str))
 
 
+def with_spread(value: float | None, spread: float | None) -> str:
+    """A number with its spread, where that is known, as HTML."""
+    return show(value, 3) + ("" if spread is None else f" <small>± {show(spread, 1)}</small>")
+
+
 def table(*rows: Sequence[str], heads: Sequence[str] = ()) -> str:
     """A table of cells that are HTML already, the first of each row its head."""
     top = f"<thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>" if heads else ""

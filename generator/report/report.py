@@ -15,7 +15,7 @@ from ..artefact import WeightGenerator
 from ..evaluation.evaluate import prompt_alignment
 from . import plots, sections, suite_sections
 from .evidence import Evidence, label
-from .plots import figures, show, table
+from .plots import figures, show, table, with_spread
 
 FOLLOWS = {
     0.95: "do almost exactly as prompted",
@@ -166,10 +166,7 @@ def _cards(e: Evidence) -> str:
     r, zoo = e.result, zoo_summary(e.zoo)
     column = "test_error" if "one_update_test_error" in r else e.column
     one, end = (show(r.get(f"{kind}_{column}"), 3, column=column) for kind in ("one_update", "sgd_final"))
-    spread = r.get("prompt_alignment_std_over_seeds")
-    alignment = show(r.get("prompt_alignment"), 3) + (
-        "" if spread is None else f" <small>± {show(spread, 1)}</small>"
-    )
+    alignment = with_spread(r.get("prompt_alignment"), r.get("prompt_alignment_std_over_seeds"))
     asked = f"{show(r.get('num_networks'))} networks, {show(r.get('num_seeds'))} seeds; retrieval "
     steps, _, total = _steps(r).replace("more than", "&gt;").replace("less than", "&lt;").partition(" of ")
     worth = (steps or "-") + (f" <small>of {total}</small>" if total else "")

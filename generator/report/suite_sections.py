@@ -17,7 +17,7 @@ from . import plots, suite_plots
 from .evidence import Evidence, label
 from .pictures import picture
 from .pictures import weights as draw
-from .plots import figures, show, table
+from .plots import figures, show, table, with_spread
 
 NAMES = {"sgd": "SGD", "adamw": "AdamW", "lion": "Lion", "tiger": "Tiger", "amos": "Amos"}
 STRIP = 8
@@ -55,7 +55,7 @@ def several(e: Evidence) -> str:
         for what, prefix in (("alone", alone), ("together", f"together_{name}_")):
             values = [e.result.get(f"{prefix}{key}prompt_alignment") for key in ("", "retrieval_")]
             spread = e.result.get(f"{prefix}prompt_alignment_std_over_seeds")
-            ours = _with_spread(values[0], spread)
+            ours = with_spread(values[0], spread)
             chance = e.result.get(f"{prefix}without_its_prompt")
             rows.append((f"{label(name)}, {what}", ours, show(values[1], 3), show(chance, 3)))
     for name, prefix in [(name, f"channel_{name}") for name in others] + [
@@ -160,11 +160,11 @@ def hole(e: Evidence) -> str:
     facts = table(
         (
             "Generated, prompts inside",
-            _with_spread(r.get("hole_error"), r.get("hole_error_std_over_networks")),
+            with_spread(r.get("hole_error"), r.get("hole_error_std_over_networks")),
         ),
         (
             "Generated, prompts beside it",
-            _with_spread(r.get("hole_error_beside"), r.get("hole_error_beside_std_over_networks")),
+            with_spread(r.get("hole_error_beside"), r.get("hole_error_beside_std_over_networks")),
         ),
         ("Retrieval, prompts inside", show(r.get("hole_error_retrieval"), 3)),
         ("Prompted inside and inside", "-" if hit is None else f"{hit:.0%} of networks"),
@@ -287,10 +287,6 @@ def _number(e: Evidence, name: str) -> float:
     """A number of the result; NaN, which JSON knows none of, where it is null or missing."""
     value = e.result.get(name)
     return math.nan if value is None else float(value)
-
-
-def _with_spread(value: float | None, spread: float | None) -> str:
-    return show(value, 3) + ("" if spread is None else f" <small>± {show(spread, 1)}</small>")
 
 
 def _count(steps: float) -> str:
