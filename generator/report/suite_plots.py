@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -132,6 +132,7 @@ def costs(
                 ax.loglog(x, x * steps * price, color=LIGHT[colour], ls=line, lw=2, label=f"{by}, {way}")
         ax.set(xlabel="networks", ylabel="CPU seconds", xlim=(1, x[-1]))
         for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(numticks=6))  # more overlap: they are as long as 10,000,000
             axis.set_major_formatter(plain_digits)
         handles, titles = ax.get_legend_handles_labels()
         ax.legend(handles, titles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=1.4)
