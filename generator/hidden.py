@@ -87,14 +87,13 @@ def hidden_layers(
         networks: training checkpoints that the moments are taken over.
 
     Returns:
-        None of them where the task's networks answer no examples, or give no plain module.
+        None of them where the task's networks answer no examples.
     """
-    chosen = torch.randint(2**62, (num_examples,), generator=seeded(0))
-    try:
-        module = task.module().eval()
-        x, _ = task.examples("train", chosen % task.num_examples("train"))
-    except ValueError:
+    if not task.answers_examples:
         return {}
+    chosen = torch.randint(2**62, (num_examples,), generator=seeded(0))
+    module = task.module().eval()
+    x, _ = task.examples("train", chosen % task.num_examples("train"))
     found: dict[str, list[Moments]] = defaultdict(list)
     with torch.no_grad(), _watched(module, task, lambda name, moments: found[name].append(moments)):
         for theta in networks:

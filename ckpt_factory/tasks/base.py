@@ -64,6 +64,8 @@ class Task(ABC):
     """The one of `metrics` that the generator is prompted with."""
     metrics: tuple[str, ...] = ("loss",)
     """What `evaluate` measures."""
+    answers_examples: bool = False
+    """Whether its networks answer labelled examples: then `examples`, `outputs` and `module` are given."""
     prompt_start: float = 0.9
     """Prompts range from the best metric to this share of the start network's (Peebles et al. 2022)."""
     inputs: str = ""

@@ -43,6 +43,7 @@ class ConvClassifier(Task):
     """
 
     metrics = ("loss", "error")
+    answers_examples = True
 
     def __init__(self, data: ImageData, *, augment: bool):
         """`augment`: training images are mirrored with probability 1/2 and cropped with a border of zeros."""

@@ -50,6 +50,8 @@ class ModuleTask(Task):
     `entry_point(data)` a ModuleTask, both found as "module:name-v0" by every process.
     """
 
+    answers_examples = True
+
     def __init__(
         self,
         network: Callable[[], nn.Module],

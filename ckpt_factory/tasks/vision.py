@@ -30,6 +30,7 @@ class MLPClassifier(Task):
     """Cross-entropy classification by ReLU MLPs with layers fc1, fc2, ..., initialised as torch does."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "error")
+    answers_examples = True
 
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         self.data = data

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ckpt_factory import Task
-from ckpt_factory.tasks.base import seeded
 
 from ..coordinates import Coordinates
 
@@ -58,13 +57,8 @@ def behaviour_of(
     Raises:
         ValueError: a weight is given, and the task has no examples.
     """
-    if weight == 0:
+    if weight == 0 or (weight is None and not task.answers_examples):
         return None
-    try:
-        x, _ = task.examples("train", torch.zeros(1, dtype=torch.long))
-        task.outputs(task.init([seeded(0)]), x)
-    except ValueError as error:
-        if weight is None:
-            return None
-        raise ValueError(f"behaviour is {weight:g}, but {error}; expected 0") from None
+    if not task.answers_examples:
+        raise ValueError(f"behaviour is {weight:g}, but networks of {task.id} answer no examples; expected 0")
     return Behaviour(task, coordinates, WEIGHT if weight is None else weight, num_examples)

@@ -132,6 +132,11 @@ class AnswersAsImagesStand(MLPClassifier):
         return super().outputs(theta, x).transpose(1, 2)
 
 
+class AnswersOfAnotherScale(MLPClassifier):
+    def outputs(self, theta: Tensor, x: Tensor) -> Tensor:
+        return 2 * super().outputs(theta, x)
+
+
 class Unpicklable(MLPClassifier):
     def __init__(self, data: ImageData, sizes: tuple[int, ...]):
         super().__init__(data, sizes)
@@ -155,6 +160,7 @@ class Unpicklable(MLPClassifier):
         (MetricNobodyMeasures, "metric 'accuracy' is one of"),
         (MetricsOverTheStack, "validation loss of single runs"),
         (AnswersOfTheFirst, "outputs of single runs"),
+        (AnswersOfAnotherScale, "outputs of the plain module"),
         (AnswersAsImagesStand, r"outputs are \(K, B, ...\), got \(4, 10, 8\)"),
         (Unpicklable, "the task pickles: .*functions and classes of a module, no lambdas"),
     ],

@@ -69,7 +69,7 @@ def test_who_answers_no_examples_has_none(tiny: Task) -> None:
     quadratic = make("quadratic-v0")
     coordinates = Coordinates.fit(quadratic, rank=8)
     assert behaviour_of(quadratic, coordinates, None, 8) is None
-    with pytest.raises(ValueError, match=r"behaviour is 2, but quadratic-v0 has no .*; expected 0"):
+    with pytest.raises(ValueError, match=r"behaviour is 2, but networks of quadratic-v0 .*; expected 0"):
         behaviour_of(quadratic, coordinates, 2.0, 8)
     found = behaviour_of(tiny, Coordinates.fit(tiny, rank=3), None, 8)
     assert found is not None
