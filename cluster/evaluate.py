@@ -24,7 +24,6 @@ from generator.evaluation.evaluate import (
     measured_again,
     networks_of_metric,
     prompt_grid,
-    quartiles,
     summarise,
     training_checkpoints,
 )
@@ -32,6 +31,7 @@ from generator.evaluation.recipe import steps_per_epoch
 from generator.evaluation.several import without_its_prompt
 from generator.evaluation.starts import STARTS, recursive_curves
 from generator.evaluation.suite import Found, SuiteConfig, parts_of
+from generator.medians import median, quartiles
 from generator.prompt import check_prompts
 from generator.sampling.samplers import SamplingChange
 from generator.training.hole import outside
@@ -212,7 +212,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for kind, curve in zip(STARTS, done["curves"], strict=False):
         arrays |= {f"ood_{kind}_{name}": values for name, values in curve.items()}
         reached = curve[f"test_{generator.metric}"].T  # (1 + updates, N)
-        result[f"ood_{kind}"] = reached.median(1).values.tolist()
+        result[f"ood_{kind}"] = median(reached, 1).tolist()
         result[f"ood_{kind}_quartiles"] = [quartiles(each) for each in reached]
     write_tensors(config.out / ARRAYS, arrays)
     result["training_checkpoints"] = len(training[generator.origin.prompted])
@@ -329,7 +329,7 @@ def _distance_numbers(arrays: dict[str, Tensor]) -> dict[str, float]:
     """Medians and their ratio, where distances were measured."""
     if "distance_generated" not in arrays:
         return {}
-    generated, reference = arrays["distance_generated"].median(), arrays["distance_held_out"].median()
+    generated, reference = median(arrays["distance_generated"]), median(arrays["distance_held_out"])
     return {
         "distance_generated": float(generated),
         "distance_held_out": float(reference),

@@ -13,6 +13,7 @@ from torch import Tensor
 from ckpt_factory.files import check_writable, write_text
 from ckpt_factory.zoo import Zoo, sha256
 from generator.artefact import MODEL, WeightGenerator
+from generator.medians import median
 from generator.report.report import render_report
 
 from .belongs import check_belongs
@@ -88,7 +89,7 @@ def _check_there(folder: Path, files: Sequence[str], what: str, verb: str) -> No
 def _never_reached(result: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict[str, float]:
     """The equivalent steps that result.json has as null, since most runs never got there: infinite."""
     steps = arrays.get("sgd_steps")
-    if steps is None or not steps.median().isinf():
+    if steps is None or not median(steps.flatten()).isinf():
         return {}
     return {name: math.inf for name in ("sgd_equivalent_steps", "sgd_equivalent_env_steps") if name in result}
 

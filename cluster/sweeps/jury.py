@@ -18,6 +18,7 @@ from generator.evaluation.evaluate import (
     prompt_grid,
     training_checkpoints,
 )
+from generator.medians import median
 
 from ..tasks import task_of_zoo
 from ..train_config import GeneratorConfig
@@ -74,7 +75,7 @@ class Jury:
         generator.update(starts, metric, self.best, rng=seeded(seed))
         return {
             "alignment": float(alignment.mean()),
-            "alignment_median": float(alignment.median()),
+            "alignment_median": float(median(alignment.flatten())),
             "one_update": one,
             "evaluations": generator.sampling.steps,
             "networks_per_cpu_s": len(starts) / max(time.process_time() - began, 1e-9),

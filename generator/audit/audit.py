@@ -20,6 +20,7 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
+from ..medians import median
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
 from .balance import scaled_units
@@ -227,7 +228,7 @@ def audit_networks(
             "metrics; an audit needs two of the former, one of the latter"
         )
     yardstick = yardsticks(held_out, zoo.header.prompted, subject.metric)
-    middle = float(subject.metric[: subject.num_best].median())
+    middle = float(median(subject.metric[: subject.num_best]))
     searched = settings.searched(runs)
     search = Search(
         torch.cat([subject.theta, yardstick]),
@@ -272,7 +273,7 @@ def _judge_all(
     nearest = neighbours.theta[:best], neighbours.theta[num:][:best]
     jobs = [(subject.theta[:best], nearest[0]), (yardstick[:best], nearest[1]), (finest,)]
     subjects = Subjects(*each("judge", bench, jobs))
-    prompt = subject.prompt if subject.prompt is not None else float(subject.metric[:best].median())
+    prompt = subject.prompt if subject.prompt is not None else float(median(subject.metric[:best]))
     jobs = [(name, settings.baseline_networks, prompt, settings.seed) for name in BASELINES]
     families: dict[str, list[tuple[float, Judged]]] = {name: [] for name in BASELINES}
     for found in each("baseline", bench, jobs):
@@ -306,16 +307,16 @@ def _distances(subject: Subject, neighbours: Neighbours, in_scale: Neighbours) -
     first = neighbours.distance[:, 0].double()
     share = torch.minimum(*(each.distance[:, 0] / each.distance[:, 1] for each in (neighbours, in_scale)))
     relative, reference = relative_distances(first[:num], first[num:], subject.metric)
-    ours, theirs = first[:best].median(), first[num:][:best].median()
+    ours, theirs = median(first[:best]), median(first[num:][:best])
     near = reference.quantile(NEAR_QUANTILE)
     moved = None
     if subject.start is not None:
-        moved = float((subject.theta - subject.start).norm(dim=1)[:best].median())
+        moved = float(median((subject.theta - subject.start).norm(dim=1)[:best]))
     return {
         "distance_generated": float(ours),
         "distance_held_out": float(theirs),
         "distance_ratio": float(ours / theirs),
-        "relative_distance": float(relative.median()),
+        "relative_distance": float(median(relative)),
         "near_rate": float((relative < near).double().mean()),
         "copy_rate": float((share[:num] < COPY).double().mean()),
         "copy_rate_held_out": float((share[num:] < COPY).double().mean()),
@@ -337,6 +338,6 @@ def relative_distances(
     few = max(1, min(len(metric) - 1, max(3, len(metric) // 8)))
     found = []
     for distance, near in ((ours, gap), (theirs, others)):
-        level = theirs[near.topk(few, largest=False).indices].median(1).values
+        level = median(theirs[near.topk(few, largest=False).indices], 1)
         found.append(distance / level.clamp_min(1e-12))
     return found[0], found[1]

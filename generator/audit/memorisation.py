@@ -25,6 +25,7 @@ from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
 from ..evaluation.evaluate import finished_runs, prompt_alignment, prompt_grid
+from ..medians import median
 from ..report.plots import LIGHT, SIZE, STYLE, legend
 from .audit import AuditSettings, audit_networks, subject_of_grid
 
@@ -68,7 +69,7 @@ def memorised(
     subject = subject_of_grid(generator, grid, start, most=num_networks, seed=settings.seed)
     result, arrays = audit_networks(subject, held_out, zoo, task, settings)
     alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
-    ratio = arrays["distance_generated"] / arrays["distance_held_out"].median()
+    ratio = arrays["distance_generated"] / median(arrays["distance_held_out"])
     spread = {
         "distance_ratio": middle_half(ratio),
         "overlap_nearest": middle_half(arrays["made/overlap_nearest"]),

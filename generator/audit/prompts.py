@@ -7,6 +7,7 @@ from torch import Tensor
 from ckpt_factory.tasks.base import seeded
 
 from ..evaluation.evaluate import prompt_alignment
+from ..medians import median
 from .frontier import DRAWS
 
 
@@ -27,6 +28,6 @@ def hearing(prompts: Float[Tensor, "N P"], observed: Float[Tensor, "N P"], *, se
     return {
         "prompt_alignment": float(true.mean()),
         "shuffled_prompt_alignment": float(shuffled.mean()),
-        "prompt_gain": float(gain.median()),
-        "prompt_gain_low": float(gain[drawn].median(1).values.quantile(0.025, interpolation="nearest")),
+        "prompt_gain": float(median(gain)),
+        "prompt_gain_low": float(median(gain[drawn], 1).quantile(0.025, interpolation="nearest")),
     }

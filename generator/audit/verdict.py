@@ -8,6 +8,7 @@ import torch
 from scipy.stats import fisher_exact
 from torch import Tensor
 
+from ..medians import median
 from .baselines import BASELINES
 from .frontier import AXES, Judged, Margin, Subjects, cloud_of, margin
 
@@ -256,7 +257,7 @@ def _mean(values: Tensor) -> float | None:
 
 def _median(values: Tensor) -> float | None:
     kept = values[values.isfinite()].double()
-    return float(kept.median()) if len(kept) else None
+    return float(median(kept)) if len(kept) else None
 
 
 def same_mistakes(made: Tensor, held_out: Tensor) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from ckpt_factory import RunPlan, Task
 from ckpt_factory.tasks.base import seeded
 
 from ..artefact import WeightGenerator
+from ..medians import median
 from .evaluate import HeldOut, sgd_equivalent_steps
 from .recipe import middle_recipe, shortened, steps_per_rollout, train_from
 
@@ -104,7 +105,7 @@ def amortised(
     achieved = torch.cat([grid[column] for grid in grids])  # (seeds N, P)
     curve = held_out.metrics[column].repeat(len(grids), 1)
     taken = held_out.steps.repeat(len(grids), 1)
-    steps = torch.stack([sgd_equivalent_steps(curve, taken, each, objective).median() for each in achieved.T])
+    steps = torch.stack([median(sgd_equivalent_steps(curve, taken, each, objective)) for each in achieved.T])
     fixed, update = spent.zoo_s + spent.training_s, clocks["cost_sampling_s"]
     prices = {"recorded": spent.run_s / num_steps} | {
         way: clocks[f"cost_step_{way}_s"] for way in ("stacked", "alone")
@@ -115,7 +116,7 @@ def amortised(
         "cost_sampling_s": update,
         **{f"cost_step_{way}_s": price for way, price in prices.items()},
     }
-    arrays = {"cost_quality": achieved.nanmedian(0).values, "cost_steps": steps}
+    arrays = {"cost_quality": median(achieved, 0), "cost_steps": steps}
     for way, price in prices.items():
         even = [break_even(fixed, count * price - update) for count in steps.tolist()]
         even = [math.nan if math.isinf(count) else each for each, count in zip(even, steps, strict=True)]

@@ -17,6 +17,7 @@ from ckpt_factory.train import Rows
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
+from ..medians import median, quartiles
 from ..prompt import linear_prompts, measured, prompt_networks
 
 
@@ -118,7 +119,7 @@ def in_env_steps(task: Task, held_out: HeldOut, sgd: Float[Tensor, "seeds N"]) -
     ]
     ends = held_out.steps[:, -1].tolist()
     total = max(count(end, size) for end, size in zip(ends, held_out.batch_sizes, strict=True))
-    return {"sgd_equivalent_env_steps": float(torch.tensor(taken).median()), "sgd_total_env_steps": total}
+    return {"sgd_equivalent_env_steps": float(median(torch.tensor(taken))), "sgd_total_env_steps": total}
 
 
 def at_steps(metric: Float[Tensor, "N S"], steps: Int[Tensor, "N S"]) -> Float[Tensor, "N S"]:
@@ -252,12 +253,6 @@ def networks_of_metric(held_out: HeldOut, column: str, metric: Float[Tensor, " Q
     return held_out.theta[torch.arange(len(metric)), step]
 
 
-def quartiles(values: Float[Tensor, " N"]) -> list[float]:
-    """The value that a quarter, and that three quarters are at or below; of infinite ones, too."""
-    ordered = values.sort().values
-    return [float(ordered[round(share * (len(ordered) - 1))]) for share in (0.25, 0.75)]
-
-
 def summarise(
     generator: WeightGenerator,
     held_out: HeldOut,
@@ -288,10 +283,10 @@ def summarise(
     result = {
         "prompt_alignment": float(alignment.mean()),
         "prompt_alignment_std_over_seeds": float(alignment.mean(1).std()) if len(grids) > 1 else None,
-        "prompt_alignment_median": float(alignment.median()),
+        "prompt_alignment_median": float(median(alignment.flatten())),
         "prompt_alignment_worst_network": float(alignment.min()),
         "best_prompt": float(prompts[0, 0, 0]),
-        "sgd_equivalent_steps": float(sgd.median()),
+        "sgd_equivalent_steps": float(median(sgd.flatten())),
         "sgd_equivalent_steps_quartiles": quartiles(sgd.flatten()),
         "sgd_total_steps": int(held_out.steps.max()),
         "retrieval_prompt_alignment": float(retrieved.mean()),

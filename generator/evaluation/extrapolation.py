@@ -10,6 +10,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 
 from ..artefact import WeightGenerator
+from ..medians import median
 from ..prompt import measured, prompt_networks
 from ..training.hole import Hole, inside, outside
 from .evaluate import retrieval
@@ -72,15 +73,15 @@ def beyond_the_best(
     prompted, column, objective = generator.origin.prompted, f"test_{generator.metric}", task.objective
     prompts = prompts_beyond(generator, num)
     made = same_prompts(generator, task, theta, prompts, seed=seed)
-    chosen = better(objective, made[prompted].nanmedian(0).values.tolist())
+    chosen = better(objective, median(made[prompted], 0).tolist())
     network = better(objective, made[prompted].flatten().tolist())
     zoo = float(training[column][better(objective, training[prompted].tolist())])
     sign = 1.0 if objective == "min" else -1.0
     numbers = {
         "beyond_prompts": prompts.tolist(),
-        f"beyond_{column}": made[column].nanmedian(0).values.tolist(),
+        f"beyond_{column}": median(made[column], 0).tolist(),
         "beyond_best_prompt": float(prompts[chosen]),
-        f"beyond_best_{column}": float(made[column][:, chosen].nanmedian()),
+        f"beyond_best_{column}": float(median(made[column][:, chosen])),
         f"beyond_best_{column}_std_over_networks": float(made[column][:, chosen].std(correction=0)),
         f"beyond_best_network_{column}": float(made[column].flatten()[network]),
         f"beyond_zoo_{column}": zoo,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ckpt_factory import RunPlan, Task
 
-from .evaluate import HeldOut, quartiles, sgd_equivalent_steps
+from ..medians import median, quartiles
+from .evaluate import HeldOut, sgd_equivalent_steps
 from .recipe import better, middle_recipe, or_worst, shortened, train_from
 
 RIVALS = ("sgd", "adamw", "lion", "tiger", "amos")
@@ -70,7 +71,7 @@ def first_updates(
         plan = replace(arena.with_rate(optimizer, rate), schedule="constant")
         return train_from(arena.task, shortened(plan, updates, updates + 1), theta, arena.first_run).metrics
 
-    tried = [or_worst(curves(rate, arena.training)[column], objective).median(0).values for rate in RATES]
+    tried = [median(or_worst(curves(rate, arena.training)[column], objective), 0) for rate in RATES]
     chosen = [better(objective, [float(each[u]) for each in tried]) for u in range(1, updates + 1)]
     held_out = {rate: curves(RATES[rate], starts) for rate in sorted(set(chosen))}
     source = [chosen[0], *chosen]  # before the first step all are alike
@@ -98,10 +99,10 @@ def steps_needed(
         return sgd_equivalent_steps(curve, rows.steps, wanted, objective), curve[:, -1]
 
     tried = [run(rate, arena.training, "validation", arena.wanted) for rate in RATES]
-    needed = [float(steps.median()) for steps, _ in tried]
+    needed = [float(median(steps)) for steps, _ in tried]
     best = needed.index(min(needed))
     if math.isinf(min(needed)):  # the goal is out of reach: the rate that comes nearest to it
-        best = better(objective, [float(end.median()) for _, end in tried])
+        best = better(objective, [float(median(end)) for _, end in tried])
     return run(RATES[best], starts, "test", reached)[0], RATES[best]
 
 
@@ -114,10 +115,10 @@ def rival(
     needed, rate = steps_needed(arena, optimizer, starts, reached)
     unit = arena.recipe.lr[0]
     numbers = {
-        f"rival_{optimizer}_steps": float(needed.median()),
+        f"rival_{optimizer}_steps": float(median(needed)),
         f"rival_{optimizer}_steps_quartiles": quartiles(needed),
         f"rival_{optimizer}_lr": rate * unit,
-        f"rival_{optimizer}_curve": or_worst(curves[column], arena.task.objective).median(0).values.tolist(),
+        f"rival_{optimizer}_curve": median(or_worst(curves[column], arena.task.objective), 0).tolist(),
         f"rival_{optimizer}_curve_lrs": [each * unit for each in rates],
     }
     arrays = {f"rival_{optimizer}_{name}": values for name, values in curves.items()}

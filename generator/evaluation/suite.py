@@ -12,6 +12,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
+from ..medians import median
 from ..prompt import Prompted, prompt_networks
 from ..training.hole import outside
 from . import several
@@ -116,7 +117,7 @@ def _recursion(m: Material, config: SuiteConfig, _: str) -> Found:
         m.generator, m.task, m.starts, "own", seed=0, updates=config.rivals, best=m.best
     )
     column = f"test_{m.generator.metric}"
-    numbers = {"rival_generator_curve": curves[column].nanmedian(0).values.tolist()}
+    numbers = {"rival_generator_curve": median(curves[column], 0).tolist()}
     return numbers, {f"rival_generator_{name}": values for name, values in curves.items()}
 
 

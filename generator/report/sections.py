@@ -11,6 +11,7 @@ from typing import Any
 from ..audit.frontier import frontier_svg
 from ..card import how_sampled
 from ..evaluation.starts import STARTS
+from ..medians import median
 from . import plots
 from .evidence import Evidence, label
 from .glossary import meaning
@@ -33,7 +34,7 @@ def recursion(e: Evidence) -> str:
     curves = {kind: e.arrays[f"ood_{kind}_{e.column}"] for kind in STARTS if e.has(f"ood_{kind}_{e.column}")}
     title, updates = e.column.replace("_", " "), curves["own"].shape[1] - 1
     ends = [
-        [show(curve.median(0).values[j].item(), 3, column=e.column) for j in (0, 1, updates)]
+        [show(median(curve, 0)[j].item(), 3, column=e.column) for j in (0, 1, updates)]
         for curve in curves.values()
     ]
     facts = table(

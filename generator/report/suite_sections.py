@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.amortise import WAYS
-from ..evaluation.evaluate import quartiles
 from ..evaluation.finetune import KINDS
 from ..evaluation.recipe import better
 from ..evaluation.rivals import known_rivals
+from ..medians import median, quartiles
 from . import plots, suite_plots
 from .evidence import Evidence, label
 from .pictures import picture
@@ -84,20 +84,20 @@ def rivals(e: Evidence) -> str:
     curves |= {NAMES[name]: e.arrays[f"rival_{name}_{e.column}"] for name in names}
     updates = own.shape[1] - 1
 
-    def median(values: Tensor, at: int) -> str:
-        return show(values[:, at].nanmedian().item(), 3, column=e.column)
+    def middle(values: Tensor, at: int) -> str:
+        return show(median(values[:, at]).item(), 3, column=e.column)
 
-    rows = [("generator", median(own, 1), median(own, updates), "1", "-")]
+    rows = [("generator", middle(own, 1), middle(own, updates), "1", "-")]
     for name in names:
         curve, steps = e.arrays[f"rival_{name}_{e.column}"], e.arrays[f"rival_{name}_steps"]
         never = int(steps.isinf().sum())
         few, many = map(_count, quartiles(steps))
-        needed = f"{_count(steps.median().item())} <small>{few} to {many}</small>"
+        needed = f"{_count(median(steps).item())} <small>{few} to {many}</small>"
         needed += f" <small>({never} of {len(steps)} never)</small>" if never else ""
         lr = show(e.result.get(f"rival_{name}_lr"), 2)
-        rows.append((NAMES[name], median(curve, 1), median(curve, updates), needed, lr))
+        rows.append((NAMES[name], middle(curve, 1), middle(curve, updates), needed, lr))
     heads = ("Median", "1 step", f"{updates} steps", "steps for one update's worth", "rate, as of SGD")
-    medians = [own[:, u].nanmedian().item() for u in range(updates + 1)]
+    medians = median(own, 0).tolist()
     best = better(e.generator.origin.objective, medians)
     return f"""<p>The generator, prompted for the best {label(e.generator.metric)} again and again, and as
 many steps of optimizers from the same {len(own)} held-out starts by the zoo's recipe. For every number of
@@ -258,7 +258,8 @@ def walk(e: Evidence) -> str:
     """Networks along a loop of noises, from one start and for one prompt."""
     r, spec, theta = e.result, e.generator.coordinates.spec, e.arrays["walk_theta"]
     images = [picture(spec, each) for each in theta]
-    some = [round(k * len(images) / STRIP) for k in range(min(STRIP, len(images)))]
+    shown = min(STRIP, len(images))
+    some = [k * len(images) // shown for k in range(shown)]
     row = [(show(e.arrays[f"walk_{e.column}"][k].item(), 3, column=e.column), images[k]) for k in some]
     strip, scale = draw([row], [f"{360 * k / len(images):.0f}°" for k in some])
     gif = base64.b64encode(suite_plots.animation(images, scale)).decode()
