@@ -164,7 +164,7 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     write_tensors(config.out / ARRAYS, arrays)
     frontier_picture(config.out / PICTURE, result, arrays)
     say(f"frontier: {config.out / PICTURE}")
-    return {"task": task.id} | result
+    return {"task": task.id, "audited": str(config.generated or config.source)} | result
 
 
 def _first_held_out(config: AuditConfig, zoo: Zoo, generator: WeightGenerator | None) -> int:

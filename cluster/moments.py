@@ -16,6 +16,7 @@ from generator.sampling.uncertainty import TIMES, measure_moments
 
 from .belongs import check_belongs
 from .command import Command
+from .progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ def measured_remotely(generator: WeightGenerator, path: Path, num_pairs: int, se
 
 def measured(generator: WeightGenerator, zoo: Zoo, num_pairs: int, seed: int) -> Moments:
     """How uncertain a generator's predictions are, measured on the connected cluster."""
+    say(f"measuring how uncertain predictions are, on {num_pairs} pairs at each of {TIMES} times")
     (found,) = ray.get([measured_remotely.remote(generator, zoo.path, num_pairs, seed)])
     return found
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ckpt_factory.files import check_writable
 from ckpt_factory.tasks.base import seeded
+from ckpt_factory.words import counted
 from generator.artefact import WeightGenerator
 from generator.channels import check_names
 from generator.prompt import Prompted, check_made, check_prompts, load_network, prompt_networks, save_networks
@@ -153,6 +154,7 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         starts = task.init([seeded(config.seed, 0, k) for k in range(config.num_networks or 4)])
     theta = starts.repeat_interleave(num, 0)
     wish = {name: torch.tensor(values).repeat(len(starts)) for name, values in wishes.items()}
+    say(f"making {counted(len(theta), 'network')} with {config.generator}")
     made = ray.get(prompt_remotely.remote(config, ray.put(task.data), theta, wish))
     keys = {name: "prompt" if config.named is None else f"prompt_{name}" for name in wishes}
     names = []
@@ -168,10 +170,20 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         {"file": f"{name}.safetensors"}
         | {keys[metric]: float(values[k]) for metric, values in wish.items()}
         | {f"start_{key}": float(values[k]) for key, values in made.start.items()}
+        | _on_the_way(made, [generator.column_of(name) for name in wishes], k)
         | {key: float(values[k]) for key, values in made.achieved[-1].items()}
         for k, name in enumerate(names)
     ]
     return rows, _result(generator, made, rows, by_name=config.named is not None)
+
+
+def _on_the_way(made: Prompted, columns: Sequence[str], k: int) -> dict[str, float]:
+    """What network k had reached of what is prompted, after each update but the last."""
+    return {
+        f"{column}_after_{u + 1}": float(step[column][k])
+        for column in columns
+        for u, step in enumerate(made.achieved[:-1])
+    }
 
 
 def remove_former(folder: Path, keep: Sequence[Path]) -> int:
@@ -223,7 +235,7 @@ def _run(config: PromptConfig) -> Outcome:
     asked = [name for name in rows[0] if name.startswith("prompt")]
     columns = result.get("prompted_columns") or [result["prompted_column"]]
     if len(columns) == 1:
-        shown = [*asked, f"start_{columns[0]}", *columns]
+        shown = [*asked, f"start_{columns[0]}", *(n for n in rows[0] if "_after_" in n), *columns]
     else:  # with their starts, which result.json has, they would be too wide for a screen
         shown = [each for pair in zip(asked, columns, strict=True) for each in pair]
     shown += [name for name in rows[0] if name.startswith("test_")]

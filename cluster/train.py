@@ -300,7 +300,6 @@ def _completed(config: GeneratorConfig, zoo: Zoo, generator: WeightGenerator, st
     """A generator after its training, with what is measured of it then: moments, calibration."""
     warn_if_warming_up(steps, config.training.warmup_steps)
     if config.moments:
-        say(f"measuring how uncertain predictions are, on {config.moments} pairs at each time")
         generator = replace(generator, moments=measured(generator, zoo, config.moments, config.training.seed))
     if config.calibrate:
         say(f"calibrating prompts on {config.calibrate} training initialisations")

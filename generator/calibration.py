@@ -17,6 +17,7 @@ from ckpt_factory import Task
 
 from .artefact import WeightGenerator
 from .conditioning import Calibration
+from .training.hole import inside
 
 STRETCHES = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0)
 """Lengths of updates that are tried, one after the other: the mean of the networks that fit is shorter than
@@ -41,13 +42,16 @@ def calibrate(
     worst return of the zoo, to beyond the best, in even steps of returns or even ratios of losses; the mean
     that is achieved for each is made monotone. That is done for updates of several lengths, and the length is
     kept with which the start networks come closest to prompts once these are calibrated; or prompts are asked
-    for as they are, where nothing comes closer. None if all networks made are broken, whatever is asked for.
+    for as they are, where nothing comes closer. In a hole of the training nothing is asked for. None if all
+    networks made are broken, whatever is asked for.
     """
     metric = task.evaluate(theta, "validation")[generator.metric]
     low, high = generator.scaling.metric_range
     worst = min(high, float(metric.mean())) if generator.origin.objective == "min" else low
     asked = _asks(generator, worst, num_asks)
     prompts = torch.linspace(generator.best_metric, worst, 20)
+    if (hole := generator.origin.hole) is not None:
+        asked, prompts = (each[~inside(each, hole)] for each in (asked, prompts))
     plain = replace(generator, calibration=None)
     made = [plain.update(theta, metric, ask, rng=rng) for ask in asked.tolist()]
     best, least, since = None, float("inf"), 0

@@ -19,6 +19,7 @@ from ..spec import ParamSpec
 from ..tasks.base import SPLITS, Task
 from ..tasks.registry import NO_TASK
 from ..train import Rows
+from ..words import counted
 from ..zoo import Zoo
 
 EVALUATED_TOGETHER = 64
@@ -126,11 +127,6 @@ class Survey:
         if not self.counts:
             raise ValueError(f"{self.what}: there are no runs in it")
         return self.wanted or usual
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 run", "2 runs"."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def evenly(count: int, wanted: int) -> list[int]:

@@ -128,9 +128,9 @@ def judgement(
         )
     if is_deaf(n):
         return "deaf to prompts", (
-            f"Deaf to prompts: the alignment is {n['prompt_alignment']:.3g}, with prompts shuffled "
-            f"{n['shuffled_prompt_alignment']:.3g}; {n['prompt_gain']:.2g} ({n['prompt_gain_low']:.2g} at "
-            "least) is gained by the true ones, 2 by who obeys."
+            f"Deaf to prompts: the mean alignment is {n['prompt_alignment']:.3g}, with prompts shuffled "
+            f"{n['shuffled_prompt_alignment']:.3g}; the median network gains {n['prompt_gain']:.2g} "
+            f"({n['prompt_gain_low']:.2g} at least) by its own prompts, one that obeys about 2."
         )
     lost = [key for key, each in margins.items() if is_lost(each, own[key])]
     what = f"{n['quality_metric']} {n['quality_generated']:.3g}"

@@ -1,5 +1,6 @@
 """Prompts where nothing was seen: beyond the best metric of the zoo, and in a hole that was left out."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 
 from ..artefact import WeightGenerator
-from ..medians import median
+from ..medians import median, quartiles
 from ..prompt import measured, prompt_networks
 from ..training.hole import Hole, inside, outside
 from .evaluate import retrieval
@@ -67,9 +68,11 @@ def beyond_the_best(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What is achieved for the best metric of the zoo and for better ones, as numbers and arrays.
 
+    Prompts are asked for as they are: calibrated ones would all be the one that training starts did best by.
     Validation metrics choose, the prompt as well as the network and the zoo's checkpoint that is compared
     with; what is reported are their test metrics.
     """
+    generator = replace(generator, calibration=None)
     prompted, column, objective = generator.origin.prompted, f"test_{generator.metric}", task.objective
     prompts = prompts_beyond(generator, num)
     made = same_prompts(generator, task, theta, prompts, seed=seed)
@@ -80,6 +83,7 @@ def beyond_the_best(
     numbers = {
         "beyond_prompts": prompts.tolist(),
         f"beyond_{column}": median(made[column], 0).tolist(),
+        f"beyond_{column}_quartiles": [quartiles(each) for each in made[column].T],
         "beyond_best_prompt": float(prompts[chosen]),
         f"beyond_best_{column}": float(median(made[column][:, chosen])),
         f"beyond_best_{column}_std_over_networks": float(made[column][:, chosen].std(correction=0)),

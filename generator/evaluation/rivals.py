@@ -113,12 +113,13 @@ def rival(
     starts, column = held_out.theta[:, 0], f"test_{arena.metric}"
     curves, rates = first_updates(arena, optimizer, starts, updates)
     needed, rate = steps_needed(arena, optimizer, starts, reached)
-    unit = arena.recipe.lr[0]
+    unit, curve = arena.recipe.lr[0], or_worst(curves[column], arena.task.objective)
     numbers = {
         f"rival_{optimizer}_steps": float(median(needed)),
         f"rival_{optimizer}_steps_quartiles": quartiles(needed),
         f"rival_{optimizer}_lr": rate * unit,
-        f"rival_{optimizer}_curve": median(or_worst(curves[column], arena.task.objective), 0).tolist(),
+        f"rival_{optimizer}_curve": median(curve, 0).tolist(),
+        f"rival_{optimizer}_curve_quartiles": [quartiles(each) for each in curve.T],
         f"rival_{optimizer}_curve_lrs": [each * unit for each in rates],
     }
     arrays = {f"rival_{optimizer}_{name}": values for name, values in curves.items()}

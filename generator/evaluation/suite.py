@@ -12,7 +12,7 @@ from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
-from ..medians import median
+from ..medians import median, quartiles
 from ..prompt import Prompted, prompt_networks
 from ..training.hole import outside
 from . import several
@@ -116,8 +116,11 @@ def _recursion(m: Material, config: SuiteConfig, _: str) -> Found:
     curves = recursive_curves(
         m.generator, m.task, m.starts, "own", seed=0, updates=config.rivals, best=m.best
     )
-    column = f"test_{m.generator.metric}"
-    numbers = {"rival_generator_curve": median(curves[column], 0).tolist()}
+    curve = curves[f"test_{m.generator.metric}"]
+    numbers = {
+        "rival_generator_curve": median(curve, 0).tolist(),
+        "rival_generator_curve_quartiles": [quartiles(each) for each in curve.T],
+    }
     return numbers, {f"rival_generator_{name}": values for name, values in curves.items()}
 
 

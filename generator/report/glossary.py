@@ -106,6 +106,7 @@ MEANINGS_BY_METRIC = (
     ("beyond_best_", "_std_over_networks", "standard deviation over networks of {} for that prompt"),
     ("beyond_best_", "", "median {} of networks made for the best of the prompts beyond the best"),
     ("beyond_zoo_", "", "{} of the training checkpoint with the best validation metric"),
+    ("beyond_", "_quartiles", "a quarter and three quarters of the {} are below, by prompt beyond the best"),
     ("beyond_", "", "median {} of networks made for each prompt beyond the best"),
     ("rival_", "_steps", "steps of {} until the same start is as good as after one update, median"),
     ("rival_", "_quartiles", "a quarter and three quarters of the {} are below"),

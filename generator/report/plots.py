@@ -29,7 +29,7 @@ THEME = {
 }
 """Colour by name on light and on dark ground: what the generator made, SGD, the retrieval control."""
 LIGHT = {name: light for name, (light, _) in THEME.items()}
-FRACTIONS = ("error", "accuracy")
+FRACTIONS = ("error", "accuracy", "copy_rate")
 """Metrics that read better in per cent."""
 SIZE = (5.4, 3.7)
 MOST_POINTS = 400

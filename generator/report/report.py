@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ckpt_factory.card import recipe_facts, zoo_summary
+from ckpt_factory.words import counted
 from ckpt_factory.zoo import Zoo
 
 from ..artefact import WeightGenerator
@@ -17,10 +18,11 @@ from . import plots, sections, suite_sections
 from .evidence import Evidence, label
 from .plots import figures, show, table, with_spread
 
+OBEYS = 0.4
 FOLLOWS = {
     0.95: "do almost exactly as prompted",
     0.8: "do largely as prompted",
-    0.4: "follow their prompts loosely",
+    OBEYS: "follow their prompts loosely",
     -math.inf: "do not do as prompted",
 }
 NEWNESS = {
@@ -133,9 +135,11 @@ def _verdict(e: Evidence) -> str:
     if alignment is not None:
         does = f"<b>{_words(alignment, FOLLOWS)}</b> (alignment {show(alignment, 3)})"
     if ratio is not None:
+        obeys = alignment is not None and alignment >= OBEYS
+        means = _words(ratio, NEWNESS) if obeys else "which is easy for networks that do not do as prompted"
         new = (
             f"they lie <b>{show(ratio, 3)} times as far</b> from the nearest training checkpoint as held-out "
-            f"{e.rival} networks of the same quality ({_words(ratio, NEWNESS)})"
+            f"{e.rival} networks of the same quality ({means})"
         )
     taking = f", which take <b>{_env_steps(r)}</b>" if _env_steps(r) else ""
     worth = (
@@ -162,12 +166,17 @@ def _audit(e: Evidence) -> str:
 <p class="control"><b>The audit {gate}.</b> {html.escape(str(e.result["audit_verdict"]))}</p>"""
 
 
+def _counted(e: Evidence, what: str) -> str:
+    number = e.result.get(f"num_{what}s")
+    return f"- {what}s" if number is None else counted(number, what)
+
+
 def _cards(e: Evidence) -> str:
     r, zoo = e.result, zoo_summary(e.zoo)
     column = "test_error" if "one_update_test_error" in r else e.column
     one, end = (show(r.get(f"{kind}_{column}"), 3, column=column) for kind in ("one_update", "sgd_final"))
     alignment = with_spread(r.get("prompt_alignment"), r.get("prompt_alignment_std_over_seeds"))
-    asked = f"{show(r.get('num_networks'))} networks, {show(r.get('num_seeds'))} seeds; retrieval "
+    asked = f"{_counted(e, 'network')}, {_counted(e, 'seed')}; retrieval "
     steps, _, total = _steps(r).replace("more than", "&gt;").replace("less than", "&lt;").partition(" of ")
     worth = (steps or "-") + (f" <small>of {total}</small>" if total else "")
     made = f"{zoo['checkpoints']:,} checkpoints of {zoo['parameters']:,} parameters"
@@ -225,11 +234,12 @@ def _zoo(e: Evidence) -> str:
 def _prompts(e: Evidence) -> str:
     prompts, achieved, retrieved = (e.arrays[name] for name in ("prompts", "achieved_test", "retrieved_test"))
     alignment = torch.cat([prompt_alignment(p, o) for p, o in zip(prompts, achieved, strict=True)])
-    below = int((alignment < -1).sum())
+    below, mean = int((alignment < -1).sum()), float(alignment.mean())
     seeds, networks, num_prompts = prompts.shape
-    intro = f"""<p>{networks} held-out initialisations with {num_prompts} prompts each, from the best
-validation {html.escape(e.generator.metric)} towards their own, {seeds} times with other noise. What they
-achieve is measured on the test split, so that not even the control is exact.</p>"""
+    times = f", {seeds} times with other noise" if seeds > 1 else ""
+    intro = f"""<p>{counted(networks, "held-out initialisation")} with {counted(num_prompts, "prompt")} each,
+from the best validation {html.escape(e.generator.metric)} towards their own{times}. What they achieve is
+measured on the test split, so that not even the control is exact.</p>"""
     return intro + figures(
         (
             plots.prompted_achieved(prompts, achieved, retrieved, e.column.replace("_", " ")),
@@ -238,7 +248,7 @@ achieve is measured on the test split, so that not even the control is exact.</p
         (
             plots.alignments(alignment, prompt_alignment(prompts[0], retrieved)),
             "Alignment of each network and seed: 1 is exactly as prompted, 0 as good as always the mean."
-            + (f" The first bin holds {below} below -1." if below else ""),
+            + (f" The first bin holds {below} below -1; the mean is {show(mean, 3)}." if below else ""),
         ),
     )
 

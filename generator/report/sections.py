@@ -17,7 +17,7 @@ from .evidence import Evidence, label
 from .glossary import meaning
 from .pictures import picture
 from .pictures import weights as draw
-from .plots import figures, show, table
+from .plots import FRACTIONS, figures, show, table
 
 STARTS_IN_WORDS = {
     "own": "as in the zoo",
@@ -92,7 +92,7 @@ def audit(e: Evidence) -> str:
             "Copies, nearer to one run than a third of the way to the next",
             "copy_rate",
             "copy_rate_held_out",
-            "",
+            "copy_rate",
         ),
         (
             "Largest overlap of mistakes with a training network (IoU)",
@@ -109,10 +109,8 @@ def audit(e: Evidence) -> str:
     ]
     prompts = [show(r.get(f"{name}prompt_alignment"), 3) for name in ("", "shuffled_")]
     facts = table(*rows, heads=("", "generated", f"held-out {e.rival}, as good"))
-    against = table(
-        *_margins(r),
-        heads=("Better than, at equal novelty", "generated", f"held-out {e.rival}, at its best"),
-    )
+    better = "Better than, at equal novelty" + _points(r["quality_metric"])
+    against = table(*_margins(r), heads=(better, "generated", f"held-out {e.rival}, at its best"))
     never = " Where it never is, the number is ∞." if "∞" in against else ""
     return f"""<p>Weights that look new may be blurred or mixed ones of training. Networks for the best prompt
 are therefore held against what anybody can make of the training networks: noise on them, means,
@@ -123,14 +121,22 @@ start shuffled the alignment is {prompts[1]} instead of {prompts[0]}.</p>
 {figures(*drawn)}<div class="figures">{facts}{against}</div>"""
 
 
+def _points(metric: str) -> str:
+    """The unit of differences of a metric that is a share; of others nothing."""
+    return ", points" if metric.endswith(FRACTIONS) else ""
+
+
 def _margins(r: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """By how much networks, and held-out ones, are better than each baseline; ∞ if it is never as new."""
-    axis, metric = r["novelty_axis"], r["quality_metric"]
+    """By how much networks, and held-out ones, are better than each baseline; ∞ if it is never as new.
+
+    Differences of shares are in points of a hundredth, which is not what a per cent of them would be.
+    """
+    axis, unit = r["novelty_axis"], 100 if _points(r["quality_metric"]) else 1
     rows = []
     for name, ours in r["margins"][axis].items():
         cells = []
         for value, low, high in (ours, r["margins_held_out"][axis][name]):
-            numbers = [show(math.inf if v is None else v, 2, column=metric) for v in (value, low, high)]
+            numbers = [show(math.inf if v is None else unit * v, 3) for v in (value, low, high)]
             cells.append(
                 numbers[0] if value is None else f"{numbers[0]} <small>({numbers[1]} to {numbers[2]})</small>"
             )

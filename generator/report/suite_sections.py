@@ -132,13 +132,9 @@ def beyond(e: Evidence) -> str:
         ("Best network of all prompts", show(network, column=e.column)),
         heads=(label(e.column).capitalize(), ""),
     )
-    note = ""
-    if e.generator.calibration is not None and r.get("calibrated_prompts"):
-        note = (
-            " Its prompts are calibrated: what training starts never got is asked for as the best they got."
-        )
     return f"""<p>From the best {label(e.generator.metric)} that any training run has, towards
-{prompts[-1].item():.3g}: nobody has shown the generator such networks.{note} Validation metrics choose
+{prompts[-1].item():.3g}: nobody has shown the generator such networks. These prompts are asked for as they
+are, not calibrated. Validation metrics choose
 the prompt, the network and the zoo's checkpoint; these are their test metrics.</p>
 <div class="figures"><figure>{svg}<figcaption>Medians and 80 % of networks, the same noise for all prompts.
 </figcaption></figure>{facts}</div>"""

@@ -80,6 +80,7 @@ def test_the_report_shows_verdict_frontiers_and_margins(report: Report) -> None:
     noise = audited[0]["margins"]["mistakes"]["noise"]
     assert f"{100 * noise[0]:#.3g}".rstrip(".") in shown
     words = text_of(shown)
+    assert "Better than, at equal novelty, points" in words
     assert "held-out SGD, as good" in words
     assert words.count("held-out SGD, at its best") == 3, "in both figures and in the table of margins"
     assert "held-out SGD" not in words.replace("held-out SGD, a", "")

@@ -209,6 +209,20 @@ def test_a_generator_of_broken_networks_is_not_calibrated(
     assert calibrate(replace(generator, scaling=scaling), digits, starts, rng=seeded(3), num_asks=3) is None
 
 
+def test_in_a_hole_nothing_is_asked_for(generator: WeightGenerator, digits: Task, starts: Tensor) -> None:
+    hole = (0.8, 1.6)
+    holed = replace(generator, origin=replace(generator.origin, hole=hole))
+    asked = [
+        found.asked
+        for each in (generator, holed)
+        if (found := calibrate(each, digits, starts, rng=seeded(0), num_asks=12)) is not None
+    ]
+    whole, without = (((each > hole[0]) & (each < hole[1])).sum() for each in asked)
+    assert int(whole) >= 2
+    assert not int(without)
+    assert len(asked[1]) == len(asked[0]) - int(whole)
+
+
 def test_broken_networks_miss_the_whole_range() -> None:
     """A length of updates that breaks nine starts of ten does not win by the tenth."""
     asked = torch.linspace(0, 1, 11)

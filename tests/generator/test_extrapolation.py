@@ -10,6 +10,7 @@ from ckpt_factory import Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
+from generator.conditioning import Calibration
 from generator.evaluation.evaluate import held_out_runs, training_checkpoints
 from generator.evaluation.extrapolation import (
     beyond_the_best,
@@ -18,6 +19,7 @@ from generator.evaluation.extrapolation import (
     prompts_beyond,
     same_prompts,
 )
+from generator.medians import median, quartiles
 from generator.prompt import prompt_networks
 
 from .conftest import TRAINING_RUNS
@@ -58,9 +60,13 @@ def test_what_is_achieved_beyond_the_best(generator: WeightGenerator, digits: Ta
     assert numbers["beyond_zoo_test_loss"] == zoo
     chosen = int(validated.median(0).values.argmin())
     assert numbers["beyond_best_prompt"] == float(prompts[chosen])
-    assert numbers["beyond_best_test_loss"] == float(tested[:, chosen].median())
+    assert numbers["beyond_best_test_loss"] == float(median(tested[:, chosen]))
     assert numbers["beyond_share_better"] == sum(float(x) < zoo for x in tested[:, chosen]) / 5
     assert numbers["beyond_best_network_test_loss"] == float(tested.flatten()[validated.argmin()])
+    assert numbers["beyond_test_loss_quartiles"] == [quartiles(each) for each in tested.T]
+    flat = replace(generator, calibration=Calibration(torch.tensor([0.5, 0.6]), torch.tensor([1.0, 2.0])))
+    _, uncalibrated = beyond_the_best(flat, digits, starts, training, num=3)
+    assert torch.equal(uncalibrated["beyond_test_loss"], tested), "else all these prompts were one"
     made = prompt_networks(generator, digits, starts, prompts[1].expand(5), rng=seeded(0))
     torch.testing.assert_close(tested[:, 1], made.achieved[-1]["test_loss"])
 

@@ -12,6 +12,7 @@ from generator.evaluation import rivals
 from generator.evaluation.evaluate import held_out_runs, training_starts
 from generator.evaluation.recipe import shortened, train_from
 from generator.evaluation.rivals import Arena, first_updates, rival, steps_needed
+from generator.medians import median
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_each_number_of_updates_has_the_rate_that_is_best_on_training_starts(
         for rate in rivals.RATES:
             plan = replace(arena.with_rate("adamw", rate), schedule="constant")
             rows = train_from(arena.task, shortened(plan, 3, 4), arena.training, 24)
-            medians[rate] = float(rows.metrics["validation_loss"][:, u].median())
+            medians[rate] = float(median(rows.metrics["validation_loss"][:, u]))
         assert medians[chosen] == min(medians.values())
         plan = replace(arena.with_rate("adamw", chosen), schedule="constant")
         rows = train_from(arena.task, shortened(plan, 3, 4), starts, 24)
@@ -60,9 +61,8 @@ def test_a_goal_out_of_reach_takes_the_rate_that_comes_nearest(arena: Arena, dig
     ends = {}
     for each in rivals.RATES:
         plan = shortened(arena.with_rate("sgd", each), 60, rivals.CHECKPOINTS)
-        ends[each] = float(
-            train_from(arena.task, plan, arena.training, 24).metrics["validation_loss"][:, -1].median()
-        )
+        rows = train_from(arena.task, plan, arena.training, 24)
+        ends[each] = float(median(rows.metrics["validation_loss"][:, -1]))
     assert ends[rate] == min(ends.values())
 
 
@@ -71,8 +71,8 @@ def test_numbers_of_a_rival_are_those_of_its_arrays(
 ) -> None:
     held_out = held_out_runs(digits_zoo, generator, 6)
     numbers, arrays = rival(arena, "lion", held_out, torch.full((6,), 1.5), 2)
-    assert numbers["rival_lion_steps"] == float(arrays["rival_lion_steps"].median())
-    assert numbers["rival_lion_curve"] == arrays["rival_lion_test_loss"].median(0).values.tolist()
+    assert numbers["rival_lion_steps"] == float(median(arrays["rival_lion_steps"]))
+    assert numbers["rival_lion_curve"] == median(arrays["rival_lion_test_loss"], 0).tolist()
     start = held_out.metrics["test_loss"][:, 0]
     torch.testing.assert_close(arrays["rival_lion_test_loss"][:, 0], start)
     assert len(numbers["rival_lion_curve_lrs"]) == 2
