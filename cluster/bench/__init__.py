@@ -18,7 +18,7 @@ BENCHMARKS = {
     "tailr": Benchmark("cross-entropy and TaiLr where labels are wrong", "30 s"),
     "rl": Benchmark("steps of CartPole, and the way to a good policy", "2 min"),
     "curves": Benchmark("learning curves of PPO and evolution strategies", "4 min"),
-    "samplers": Benchmark("a generator's samplers, by evaluations of its model", "15 min"),
+    "samplers": Benchmark("a generator's samplers, by evaluations of its model", "30 min"),
     "training": Benchmark("a generator's training step, and its wait for data", "5 min"),
     "memorisation": Benchmark("what is remembered, by the number of training runs", "hours"),
     "generator": Benchmark("our generator against the published one", "hours"),
