@@ -59,14 +59,16 @@ def _variances(
 ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
     """(analytic, extended) variances at a time, means within each tensor."""
     pairs = generator.arrange(reservoir.sample(num_pairs, rng=rng), rng=rng)
-    found = torch.zeros(3, generator.coordinates.Z)
+    found = torch.zeros(4, generator.coordinates.Z)
     for part in zip(*(tensor.split(AT_ONCE) for tensor in pairs), strict=True):
         start, metric, target, prompt = Pairs(*part)
         u0 = generator.scaling.update(start, target)
         analytic, extended = velocity_variances(generator.denoiser(start, metric, prompt), u0, t, rng=rng)
-        found += len(u0) / num_pairs * torch.stack([analytic, extended, u0.square().mean(0)])
+        found += len(u0) / num_pairs * torch.stack([analytic, extended, u0.mean(0), u0.square().mean(0)])
+    analytic, extended, mean, square = found
     group = generator.coordinates.group
-    sums = torch.zeros(3, len(generator.coordinates.spec.names)).index_add_(1, group, found)
-    analytic, extended, power = sums / group.bincount()
+    sums = torch.zeros(3, len(generator.coordinates.spec.names))
+    sums.index_add_(1, group, torch.stack([analytic, extended, square - mean.square()]))
+    analytic, extended, whole = sums / group.bincount()
     # x_0 given x_t cannot vary by less than nothing or by more than x_0 itself
-    return torch.minimum(analytic.clamp_min(0), power / alpha_sigma(t)[1] ** 2), extended
+    return torch.minimum(analytic.clamp_min(0), whole / alpha_sigma(t)[1] ** 2), extended
