@@ -11,7 +11,7 @@ import torch
 
 from ckpt_factory import Task, make
 from ckpt_factory.files import check_writable, write_tensors
-from ckpt_factory.interchange.folder import open_folder
+from ckpt_factory.interchange import Source, open_folder
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.audit.audit import (
@@ -173,10 +173,14 @@ def _first_held_out(config: AuditConfig, zoo: Zoo, generator: WeightGenerator | 
     return zoo.header.num_training_runs(config.held_out or 0.1)
 
 
+def _opened(folder: Path, task: Task) -> Source:
+    return open_folder(folder, None, task=task, flag="--generated", cure="remove their files")
+
+
 def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, hole: Hole | None, each: Each) -> Subject:
     """The networks of a folder, measured."""
     assert config.generated is not None
-    source = open_folder(config.generated, None, task=task, flag="--generated")
+    source = _opened(config.generated, task)
     chosen = evenly(range(len(source.names)), config.num_networks)
     theta = torch.cat([source.read(i).theta for i in chosen])
     chunks = theta.chunk(PARTS_OF_A_ZOO)
@@ -199,7 +203,7 @@ def _check(config: AuditConfig) -> None:
         check_belongs(WeightGenerator.load(config.source).with_sampling(config.sampling), zoo)
     task = task_of_zoo(zoo, config.data_root)
     if config.generated is not None:
-        open_folder(config.generated, None, task=task, flag="--generated")
+        _opened(config.generated, task)
 
 
 COMMAND = Command(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..spec import ParamSpec
 from ..tasks.base import Task
-from .source import Progress, Run, Source, Survey, evenly, silent
+from .source import CURE, Progress, Run, Source, Survey, evenly, silent
 from .table import Row, files_as_runs, read_table
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -31,6 +31,7 @@ def open_folder(
     skip_broken: bool = False,
     progress: Progress = silent,
     flag: str = "--folder",
+    cure: str = CURE,
 ) -> Source:
     """Look through a folder of networks, one file at a time: names and shapes of all, numbers of none.
 
@@ -40,6 +41,7 @@ def open_folder(
         task: what the networks learned; they have its parameters. Without it, those of the first file.
         num_checkpoints: take so many of each run, evenly spread over its checkpoints; default all.
         flag: what names the folder, for messages.
+        cure: what helps against a few broken runs, for messages.
         skip_broken: leave out runs with files that are missing, cannot be read or do not fit, and files
             without metrics, instead of refusing the folder.
 
@@ -49,7 +51,7 @@ def open_folder(
     folder = Path(folder)
     there = _files(folder, flag)
     columns, runs = read_table(Path(metrics)) if metrics is not None else ((), files_as_runs(there))
-    survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints)
+    survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints, cure=cure)
     found = _look(folder, runs, task.spec if task else None, survey, progress)
     listed = {row.file for rows in runs.values() for row in rows}
     survey.strays = [file for file in there if file not in listed]

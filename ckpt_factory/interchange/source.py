@@ -67,14 +67,22 @@ class Source:
     """Files that are left out, since they belong to no run."""
 
 
+CURE = "--skip-broken leaves them out"
+
+
 class Survey:
     """What is seen of the runs of a source one after the other, before any of them is imported."""
 
-    def __init__(self, what: str, *, skip_broken: bool, num_checkpoints: int | None):
+    def __init__(self, what: str, *, skip_broken: bool, num_checkpoints: int | None, cure: str = CURE):
+        """
+        Args:
+            cure: what helps against a few broken runs, for messages.
+        """
         if num_checkpoints is not None and num_checkpoints < 1:
             raise ValueError(f"num_checkpoints is {num_checkpoints}; expected at least 1")
         self.what = what
         self.skip_broken = skip_broken
+        self.cure = cure
         self.wanted = num_checkpoints
         self.counts: dict[str, int] = {}
         """Checkpoints of each sound run."""
@@ -113,7 +121,7 @@ class Survey:
                 )
         total = len(self.counts) + len(self.broken)
         if (self.broken or self.strays) and not (self.skip_broken and self.counts):
-            cure = "; --skip-broken leaves them out" if self.counts else ""
+            cure = f"; {self.cure}" if self.counts else ""
             problems = []
             if self.broken:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])

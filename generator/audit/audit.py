@@ -23,7 +23,7 @@ from ..artefact import WeightGenerator
 from ..medians import median
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
-from .balance import scaled_units
+from .balance import freedom_of
 from .baselines import BASELINES
 from .frontier import Judged, Subjects
 from .novelty import (
@@ -238,10 +238,10 @@ def audit_networks(
         middle,
         subject.hole,
         frozenset(spanning_runs(searched, task.spec.D)),
-        scaled_units(task),
+        freedom_of(task),
     )
     units = zoo.finished_units()
-    neighbours, in_scale, pool, spanning = merge(
+    neighbours, canonical, pool, spanning = merge(
         each("survey", search, [(zoo, units[i::PARTS_OF_A_ZOO]) for i in range(PARTS_OF_A_ZOO)])
     )
     chunks = [(part,) for part in pool.theta.chunk(PARTS_OF_A_ZOO)]
@@ -250,7 +250,7 @@ def audit_networks(
     finest = finest_checkpoints(held_out, zoo.header.prompted, zoo.header.objective)
     judged, families = _judge_all(each, bench, subject, (yardstick, finest), neighbours, settings)
     judged = _with_spans(each, judged, zoo, (spanning, search), neighbours)
-    numbers = _distances(subject, neighbours, in_scale) | dict(subject.numbers)
+    numbers = _distances(subject, neighbours, canonical) | dict(subject.numbers)
     numbers |= {"networks": len(subject.theta), "broken": 1 - len(subject.theta) / asked}
     numbers |= {"searched_runs": len(searched), "training_runs": len(runs)}
     result, arrays = conclude(numbers, judged, families, quality_of(task), settings.seed)
@@ -301,11 +301,11 @@ COPY = 1 / 3
 NEAR_QUANTILE = 0.05
 
 
-def _distances(subject: Subject, neighbours: Neighbours, in_scale: Neighbours) -> dict[str, float | None]:
+def _distances(subject: Subject, neighbours: Neighbours, canonical: Neighbours) -> dict[str, float | None]:
     """Numbers of the search: the first half of the neighbours is of the subject, the other of yardsticks."""
     num, best = len(subject.theta), subject.num_best
     first = neighbours.distance[:, 0].double()
-    share = torch.minimum(*(each.distance[:, 0] / each.distance[:, 1] for each in (neighbours, in_scale)))
+    share = torch.minimum(*(each.distance[:, 0] / each.distance[:, 1] for each in (neighbours, canonical)))
     relative, reference = relative_distances(first[:num], first[num:], subject.metric)
     ours, theirs = median(first[:best]), median(first[num:][:best])
     near = reference.quantile(NEAR_QUANTILE)

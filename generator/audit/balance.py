@@ -1,7 +1,13 @@
-"""Units between ReLUs may be scaled: whatever enters times c, and whatever leaves divided by it, is the same
-network. Distances of weights are taken in the one scale in which both are as large."""
+"""What of parameters may change of networks that stay the same, besides orders and signs of hidden units; and
+the form in which that makes no difference.
+
+Units between ReLUs may be scaled: whatever enters times c, and whatever leaves divided by it. The rows of a
+classifier's output layer may be shifted, all by one vector: softmax knows differences of logits alone. Which
+may be is found by trying. Distances of weights are taken in the form that has the least norm.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,19 +21,39 @@ SWEEPS = 20
 """Layers are balanced one after the other, which unsettles their neighbours by less and less."""
 EXAMPLES = 16
 TOLERANCE = 1e-3
-"""Change of answers, relative to their size, that is rounding."""
+"""Change of answers, relative to their size or to that by a change that counts, that is rounding."""
 
 
-def scaled_units(task: Task) -> tuple[str, ...]:
-    """The permutations of a task's symmetry whose units may be scaled, by trying it on a network; none where
-    networks do not answer examples."""
+@dataclass(frozen=True)
+class Freedom:
+    """What may change of networks that stay the same."""
+
+    scaled: tuple[str, ...] = ()
+    """The permutations whose units may be scaled."""
+    shifted: tuple[str, ...] = ()
+    """The parameters to all of whose rows the same may be added."""
+
+    def __bool__(self) -> bool:
+        return bool(self.scaled or self.shifted)
+
+    def canonical(self, symmetry: Symmetry, theta: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+        """The same networks in the one form of least norm: rows centred, then units balanced."""
+        return balanced(symmetry, self.scaled, centred(symmetry, self.shifted, theta))
+
+
+def freedom_of(task: Task) -> Freedom:
+    """What of a task's networks may change, by trying it; nothing where they do not answer examples."""
     if not task.answers_examples:
-        return ()
-    net = task.module().eval()
+        return Freedom()
     x, _ = task.examples("validation", torch.arange(min(EXAMPLES, task.num_examples("validation"))))
-    rng = seeded(0)
-    theta = task.init([rng])
-    theta = theta + 0.1 * theta.std() * torch.randn(theta.shape, generator=rng)  # biases that begin at 0, too
+    theta = task.init([seeded(0)])
+    theta = theta + 0.1 * theta.std() * torch.randn(theta.shape, generator=seeded(1))  # biases of 0, too
+    return Freedom(_scaled_units(task, theta, x), _shifted_parameters(task, theta, x))
+
+
+def _scaled_units(task: Task, theta: Float[Tensor, "1 D"], x: Tensor) -> tuple[str, ...]:
+    """The permutations whose units do not change the answers when scaled."""
+    net, rng = task.module().eval(), seeded(2)
 
     def answers(row: Tensor) -> Tensor:
         with torch.no_grad():
@@ -40,6 +66,30 @@ def scaled_units(task: Task) -> tuple[str, ...]:
         if float(change.norm()) < TOLERANCE * float(before.norm()):
             found.append(perm)
     return tuple(found)
+
+
+@torch.no_grad()
+def _shifted_parameters(task: Task, theta: Float[Tensor, "1 D"], x: Tensor) -> tuple[str, ...]:
+    """The parameters, of those whose rows are no hidden units, that may have the same added to all rows: what
+    networks are judged by changes, but not by that."""
+    params, rng, found = task.spec.unflatten(theta), seeded(3), []
+    for name, axes in task.symmetry.axes_to_perm.items():
+        if axes and axes[0] is None:
+            each = torch.randn(params[name].shape, generator=rng)
+            changes = each[:, :1].expand_as(each), each
+            moved = [task.spec.flatten(params | {name: params[name] + change}) for change in changes]
+            alike, apart = task.divergence(torch.cat(moved), theta.expand(2, -1), x).tolist()
+            if alike < TOLERANCE * apart:
+                found.append(name)
+    return tuple(found)
+
+
+def centred(symmetry: Symmetry, names: Sequence[str], theta: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:
+    """The same networks, the rows of each named parameter with a mean of 0: so their norm is least."""
+    params = symmetry.spec.unflatten(theta)
+    for name in names:
+        params[name] = params[name] - params[name].mean(1, keepdim=True)
+    return symmetry.spec.flatten(params)
 
 
 def balanced(symmetry: Symmetry, perms: Sequence[str], theta: Float[Tensor, "K D"]) -> Float[Tensor, "K D"]:

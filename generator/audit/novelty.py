@@ -1,8 +1,7 @@
 """Novelty: how near networks are to what was trained, in weights and in mistakes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from ..rebasin import AlignedDistance
 from ..training.hole import Hole, without_hole
 from ..training.pairs import Runs
 from ..training.reading import metrics_of
-from .balance import balanced
+from .balance import Freedom
 
 COARSE = 9
 """Checkpoints of each run that a search looks at first, evenly spread; then at all of the nearest two runs'.
@@ -61,8 +60,8 @@ class Surveyed(NamedTuple):
     """What the shards of a zoo have to say, or some of them."""
 
     neighbours: Neighbours
-    in_scale: Neighbours
-    """The same with all networks balanced; its theta are, too."""
+    canonical: Neighbours
+    """The same with all networks in their canonical form (`Freedom`); its theta are, too."""
     pool: Pool
     spanning: Spanning
 
@@ -84,8 +83,8 @@ class Search:
     """Checkpoints with a metric in it were never learned from: they are neither compared with nor pooled."""
     spanning: frozenset[int] = frozenset()
     """Those of the searched whose best checkpoint is kept for its span."""
-    scaled: tuple[str, ...] = ()
-    """The permutations whose units may be scaled."""
+    freedom: Freedom = field(default_factory=Freedom)
+    """What may change of networks that stay the same."""
 
 
 def evenly(items: Sequence[int], most: int) -> list[int]:
@@ -105,9 +104,8 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
     """The queries' neighbours in some shards, and their part of the pool and of the networks to span."""
     size = task.spec.D
     distance = AlignedDistance(task.spec, task.symmetry)
-    parts, in_scale = [_nowhere(search.queries)], [_nowhere(search.queries)]
-    in_one_scale = partial(balanced, task.symmetry, search.scaled)
-    queries = in_one_scale(search.queries)
+    parts, canonical = [_nowhere(search.queries)], [_nowhere(search.queries)]
+    queries = search.freedom.canonical(task.symmetry, search.queries)
     pools = [Pool(torch.empty(0, size), torch.empty(0), torch.empty(0, size))]
     spans = [Spanning(torch.empty(0, size), torch.empty(0, dtype=torch.long))]
     for unit in units:
@@ -117,9 +115,10 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
         chosen = _among(runs, search.searched)
         if chosen.any() and len(search.queries):
             parts.append(_neighbours(distance, search.queries, theta[chosen], runs[chosen]))
-            if search.scaled:
-                keys = in_one_scale(theta[chosen].flatten(0, 1)).view(theta[chosen].shape)
-                in_scale.append(_neighbours(distance, queries, keys, runs[chosen]))
+            if search.freedom:
+                keys = search.freedom.canonical(task.symmetry, theta[chosen].flatten(0, 1))
+                keys = keys.view(theta[chosen].shape)
+                canonical.append(_neighbours(distance, queries, keys, runs[chosen]))
         chosen = _among(runs, search.pooled)
         if chosen.any():
             pools.append(_pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric))
@@ -128,7 +127,7 @@ def survey(task: Task, search: Search, zoo: Zoo, units: Sequence[int]) -> Survey
             best = _pool(theta[chosen], metric[chosen], zoo.header.objective, search.metric).best
             spans.append(Spanning(best, runs[chosen]))
     found = merge_neighbours(parts)
-    again = merge_neighbours(in_scale) if search.scaled else found
+    again = merge_neighbours(canonical) if search.freedom else found
     return Surveyed(found, again, merge_pools(pools), merge_spanning(spans))
 
 
@@ -202,8 +201,8 @@ def merge_spanning(parts: Sequence[Spanning]) -> Spanning:
 
 def merge(parts: Sequence[Surveyed]) -> Surveyed:
     """Of several parts of a zoo, which have no run in common."""
-    neighbours, in_scale, pools, spans = zip(*parts, strict=True)
-    found = merge_neighbours(neighbours), merge_neighbours(in_scale)
+    neighbours, canonical, pools, spans = zip(*parts, strict=True)
+    found = merge_neighbours(neighbours), merge_neighbours(canonical)
     return Surveyed(*found, merge_pools(pools), merge_spanning(spans))
 
 

@@ -143,6 +143,25 @@ def test_copies_are_found_however_their_units_are_scaled(
     assert (result["outcome"], result["passes"]) == ("copies", False)
 
 
+def test_noisy_copies_are_found_however_their_logits_are_shifted(
+    digits: Task, zoo: Zoo, held_out: Rows
+) -> None:
+    """Softmax does not see what all classes have in common; distances of weights do."""
+    rows, rng = zoo.read_unit(0), seeded(7)
+    best = rows.theta[torch.arange(16), rows.metrics["validation_loss"].argmin(1)][::2]
+    params = {}
+    for name, value in digits.spec.unflatten(best).items():
+        std = value.flatten(1).std(1).view(-1, *[1] * (value.ndim - 1))
+        params[name] = value + 0.08 * std * torch.randn(value.shape, generator=rng)
+    for name in ("fc2.weight", "fc2.bias"):
+        params[name] = params[name] + torch.randn(params[name][:, :1].shape, generator=rng)
+    result, _ = audited(digits, zoo, held_out, digits.spec.flatten(params), pool_runs=16)
+    assert (result["copy_rate"], result["copy_rate_held_out"]) == (1, 0)
+    assert result["distance_ratio"] > 0.4
+    assert result["same_mistakes_rate"] < 1
+    assert (result["outcome"], result["passes"]) == ("copies", False)
+
+
 def test_noise_on_training_networks_does_not_pass(digits: Task, zoo: Zoo, held_out: Rows) -> None:
     theta = trained(zoo)
     for sigma in (0.1, 0.5):

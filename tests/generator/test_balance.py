@@ -1,14 +1,17 @@
-"""Units between ReLUs may be scaled; what is balanced does not know how they were."""
+"""Units between ReLUs may be scaled, a classifier's rows shifted; the canonical form knows nothing of it."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from ckpt_factory import ModuleTask, Task
 from ckpt_factory.tasks.base import seeded
-from generator.audit.balance import balanced, scaled_units
-from tests.generator.test_hidden import data, odd, task_of
+from ckpt_factory.zoo import Zoo
+from generator.audit.balance import Freedom, balanced, freedom_of
+from generator.rebasin import AlignedDistance
+from tests.generator.test_hidden import Small, data, odd, task_of
 
 NUM = 3
 
@@ -32,6 +35,20 @@ def scaled(task: Task, theta: Tensor) -> Tensor:
     return task.spec.flatten(params)
 
 
+def shifted(task: Task, theta: Tensor, layer: str) -> Tensor:
+    """All rows of a layer by one vector, and its biases by one constant, larger than they are."""
+    params, rng = task.spec.unflatten(theta), seeded(3)
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        params[name] = params[name] + torch.randn(params[name][:, :1].shape, generator=rng)
+    return task.spec.flatten(params)
+
+
+def regression() -> ModuleTask:
+    """As many numbers an example as there would be classes, each with a target."""
+    splits = {name: (x, torch.randn(len(x), 4, generator=seeded(4))) for name, (x, _) in data().items()}
+    return ModuleTask(Small, splits, loss=F.mse_loss)
+
+
 @pytest.fixture(scope="module")
 def small() -> ModuleTask:
     return task_of()
@@ -43,16 +60,52 @@ def theta(small: ModuleTask) -> Tensor:
 
 
 def test_units_between_relus_are_found(small: ModuleTask, digits: Task) -> None:
-    assert set(scaled_units(small)) == set(small.symmetry.sizes)
-    assert scaled_units(digits) == tuple(digits.symmetry.sizes)
-    assert scaled_units(task_of(odd)) == ()
+    assert set(freedom_of(small).scaled) == set(small.symmetry.sizes)
+    assert freedom_of(digits).scaled == tuple(digits.symmetry.sizes)
+    assert freedom_of(task_of(odd)).scaled == ()
     partly = ModuleTask(mixed, data())
-    relu = scaled_units(partly)
+    relu = freedom_of(partly).scaled
     assert [partly.symmetry.sizes[perm] for perm in relu] == [5]
 
 
+def test_output_layers_of_classifiers_alone_are_shifted(small: ModuleTask, digits: Task) -> None:
+    assert freedom_of(small).shifted == ("fc.weight", "fc.bias")
+    assert freedom_of(digits).shifted == ("fc2.weight", "fc2.bias")
+    assert freedom_of(task_of(odd)).shifted == ("5.weight", "5.bias")
+    task = regression()
+    freedom, theta = freedom_of(task), task.init([seeded(i) for i in range(NUM)])
+    assert (set(freedom.scaled), freedom.shifted) == (set(task.symmetry.sizes), ())
+    ours, theirs = (freedom.canonical(task.symmetry, each) for each in (theta, shifted(task, theta, "fc")))
+    assert ((theirs - ours).norm(dim=1) > 0.5).all(), "another network"
+
+
+def test_shifted_networks_become_the_same(small: ModuleTask, theta: Tensor) -> None:
+    other = scaled(small, shifted(small, theta, "fc"))
+    x, _ = small.examples("test")
+    assert float(small.divergence(other, theta, x).abs().max()) < 1e-5
+    freedom = freedom_of(small)
+    ours, theirs = (freedom.canonical(small.symmetry, each) for each in (theta, other))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert float(small.divergence(theirs, theta, x).abs().max()) < 1e-5
+    unbalanced = Freedom(shifted=freedom.shifted).canonical(small.symmetry, theta)
+    assert (unbalanced.norm(dim=1) < theta.norm(dim=1)).all()
+
+
+def test_other_runs_are_no_nearer_in_canonical_form(digits: Task, digits_zoo: Zoo) -> None:
+    """Held-out networks keep their distance to training runs; a shifted checkpoint is at none to its own."""
+    freedom, distance = freedom_of(digits), AlignedDistance(digits.spec, digits.symmetry)
+    trained, held_out = digits_zoo.read_unit(0).theta[:, -1], digits_zoo.read_unit(2).theta[:, -1]
+    queries = torch.cat([held_out, shifted(digits, trained[:1], "fc2")])
+    keys = freedom.canonical(digits.symmetry, trained)
+    group = torch.arange(len(keys))
+    found, _ = distance.nearest_groups(freedom.canonical(digits.symmetry, queries), keys, group)
+    share = found[:, 0] / found[:, 1]
+    assert (share[:-1] > 0.8).all()
+    assert share[-1] < 0.01
+
+
 def test_balanced_networks_answer_as_before_and_forget_their_scale(small: ModuleTask, theta: Tensor) -> None:
-    perms, (x, _) = scaled_units(small), data()["test"]
+    perms, (x, _) = freedom_of(small).scaled, data()["test"]
     other = scaled(small, theta)
     assert not torch.allclose(other, theta, atol=0.1)
     ours, theirs = (balanced(small.symmetry, perms, each) for each in (theta, other))
@@ -65,7 +118,7 @@ def test_balanced_networks_answer_as_before_and_forget_their_scale(small: Module
 
 def test_what_enters_a_unit_is_as_large_as_what_leaves_it(digits: Task) -> None:
     theta = digits.init([seeded(0)]) + 0.3
-    params = digits.spec.unflatten(balanced(digits.symmetry, scaled_units(digits), theta))
+    params = digits.spec.unflatten(balanced(digits.symmetry, freedom_of(digits).scaled, theta))
     enters = params["fc1.weight"][0].square().sum(1) + params["fc1.bias"][0].square()
     torch.testing.assert_close(enters, params["fc2.weight"][0].square().sum(0))
 
@@ -75,7 +128,7 @@ def test_a_unit_that_says_nothing_stays_as_it_is(digits: Task) -> None:
     params["fc2.weight"] = params["fc2.weight"].clone()
     params["fc2.weight"][:, :, 2] = 0
     found = digits.spec.unflatten(
-        balanced(digits.symmetry, scaled_units(digits), digits.spec.flatten(params))
+        balanced(digits.symmetry, freedom_of(digits).scaled, digits.spec.flatten(params))
     )
     assert torch.equal(found["fc1.weight"][0, 2], params["fc1.weight"][0, 2])
     assert not torch.equal(found["fc1.weight"][0, 1], params["fc1.weight"][0, 1])
