@@ -30,7 +30,7 @@ from generator.evaluation.evaluate import finished_runs, prompt_grid
 from generator.sampling.samplers import SamplingChange
 from generator.training.hole import Hole
 
-from .belongs import check_belongs, check_measurable
+from .belongs import as_prompted, check_belongs, check_measurable, say_what_is_held_out
 from .command import Command, Outcome
 from .progress import ProgressBar, say
 from .tasks import task_of_zoo
@@ -138,6 +138,9 @@ def audit(config: AuditConfig) -> dict[str, Any]:
     zoo = Zoo.open(config.zoo)
     task = task_of_zoo(zoo, config.data_root)
     generator = WeightGenerator.load(config.source) if config.source is not None else None
+    if generator is not None:
+        zoo = as_prompted(zoo, generator)
+        say_what_is_held_out(generator)
     first = _first_held_out(config, zoo, generator)
     held_out = finished_runs(zoo, first, config.num_networks)
     data, done = ray.put(task.data), 0

@@ -1,23 +1,50 @@
-"""What belongs together: a generator and the zoo it was trained on, a zoo and its task's metrics."""
+"""What belongs together: a generator and the zoo it was trained or is judged on; a zoo and task metrics."""
+
+from dataclasses import replace
 
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import WeightGenerator
 
+from .progress import say
+
 
 def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
-    """Refuse a zoo that a generator was not trained on: its held-out runs would not be held out."""
+    """Refuse a zoo that a generator was not trained on: its held-out runs would not be held out.
+
+    Raises:
+        ValueError: another task or another zoo; of a released model, one it was not imported to be judged on.
+    """
     origin = generator.origin
     if origin.task != zoo.header.task:
         raise ValueError(
             f"the generator is for task {origin.task!r}, zoo {zoo.path} holds {zoo.header.task!r}; give "
             "the zoo it was trained on"
         )
-    if origin.zoo_sha256 != sha256(zoo.path / HEADER):
+    if origin.zoo_sha256 == sha256(zoo.path / HEADER):
+        return
+    if origin.released:
         raise ValueError(
-            f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
-            "be among its "
-            "training runs; give the zoo it was trained on"
+            f"the generator is the released model {origin.released}, which was not imported to be judged on "
+            f"{zoo.path}; import it again: theta import-gpt FILE --model {origin.released} --zoo {zoo.path} "
+            "--out DIR"
         )
+    raise ValueError(
+        f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
+        "be among its training runs; give the zoo it was trained on"
+    )
+
+
+def as_prompted(zoo: Zoo, generator: WeightGenerator) -> Zoo:
+    """The zoo as one of the generator's own metric: a released model may be prompted with another."""
+    origin = generator.origin
+    header = replace(zoo.header, prompted=origin.prompted, objective=origin.objective)
+    return replace(zoo, header=header)
+
+
+def say_what_is_held_out(generator: WeightGenerator) -> None:
+    """Of a released model, that held-out runs are not what they are of one that was trained here."""
+    if generator.origin.released:
+        say(f"held-out runs: {generator.origin.held_out_means}", label="warning")
 
 
 def check_measurable(zoo: Zoo, what: str) -> None:

@@ -37,7 +37,7 @@ from generator.sampling.samplers import SamplingChange
 from generator.training.hole import outside
 
 from .audit import NUM_PARTS, over_ray
-from .belongs import check_belongs, check_measurable
+from .belongs import as_prompted, check_belongs, check_measurable, say_what_is_held_out
 from .command import Command
 from .progress import ProgressBar, say
 from .suite import Evaluated, part_remotely, spent_on
@@ -55,7 +55,8 @@ class EvaluateConfig:
     generator: Path = Path("runs/generator")
     """Folder of the generator."""
     zoo: Path = Path("runs/zoo")
-    """The zoo it was trained on; its held-out runs are what it is evaluated on."""
+    """The zoo it was trained on, or imported to be judged on; its held-out runs are what it is evaluated
+    on."""
     out: Path = Path("runs/evaluation")
     """Folder for the results."""
     data_root: Path | None = None
@@ -178,6 +179,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_writable(config.out)
     generator, zoo = load(config), Zoo.open(config.zoo)
     check_belongs(generator, zoo)
+    zoo = as_prompted(zoo, generator)
+    say_what_is_held_out(generator)
     for warning in check_prompts(generator, () if config.best_prompt is None else (config.best_prompt,)):
         say(warning, label="warning")
     task = task_of(config, zoo)

@@ -16,6 +16,7 @@ from generator.evaluation.evaluate import held_out_runs
 from generator.evaluation.suite import Found, Material, SuiteConfig, run_part
 from generator.sampling.samplers import SamplingChange
 
+from .belongs import as_prompted
 from .factory import logged
 
 
@@ -48,6 +49,7 @@ def material_of(evaluated: Evaluated, data: Any) -> Material:
     best = generator.best_metric if evaluated.best is None else evaluated.best
     held_out = held_out_runs(zoo, generator, evaluated.num_networks)
     task = make(evaluated.task, data=data, data_root=evaluated.data_root)
+    zoo = as_prompted(zoo, generator)
     return Material(generator, zoo, task, held_out, best, evaluated.num_prompts, evaluated.num_seeds)
 
 

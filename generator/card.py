@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .artefact import CONFIG, WeightGenerator
+from .gpt.released import RELEASES, ReleaseName, Weights
 
 
 def how_sampled(generator: WeightGenerator) -> str:
@@ -43,7 +44,39 @@ def _further_metrics(generator: WeightGenerator) -> str:
 def save_changed(generator: WeightGenerator, source: Path, out: Path) -> None:
     """Write a generator that was loaded from `source` and changed since: what its training was stays."""
     training = json.loads((source / CONFIG).read_text())["training"]
-    generator.save(out, training=training, card=model_card(generator, training))
+    if generator.origin.released:
+        card = released_card(generator, training["model"], training["weights"], training.get("zoo", ""))
+    else:
+        card = model_card(generator, training)
+    generator.save(out, training=training, card=card)
+
+
+def released_card(generator: WeightGenerator, name: ReleaseName, weights: Weights, zoo: str = "") -> str:
+    """README.md of an imported generator.
+
+    Args:
+        zoo: path of the one that it is to be judged on; empty where there is none.
+    """
+    origin, config = generator.origin, generator.model.config
+    low, high = generator.scaling.metric_range
+    judged = "nothing yet: import it again with --zoo, so that evaluations know which runs are held out"
+    if zoo:
+        judged = f"zoo {zoo}, runs with ids from {origin.num_training_runs}: {origin.held_out_means}"
+    return f"""# The published {name} model (Peebles et al. 2022), imported
+
+Given a network, its {origin.prompted} and a prompted one, it makes the updated network in one update.
+
+| | |
+|---|---|
+| task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
+| metric | {origin.prompted}, {origin.objective}; published prompts and starts from {low:.4g} to {high:.4g} |
+| model | Gpt, width {config.width}, depth {config.depth}, \
+{sum(p.numel() for p in generator.model.parameters()):,} parameters |
+| weights | {"their exponential moving average" if weights == "ema" else "the last ones, not averaged"} |
+| trained on | {RELEASES[name].num_training_runs:,} runs of its authors, conditioned on test metrics |
+| judged on | {judged} |
+| sampling | {how_sampled(generator)} |
+"""
 
 
 def model_card(generator: WeightGenerator, training: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ class Origin:
     """The zoo's column that prompts are about, "validation_loss"; of several the main one."""
     objective: str
     zoo_sha256: str
-    """Of the zoo's header."""
+    """Of the zoo's header; of a released model without a zoo, of the released file."""
     num_training_runs: int
     """Runs with a smaller id were trained on; the others are held out."""
     inputs: str = ""
@@ -28,6 +28,9 @@ class Origin:
     """Training checkpoints with a metric between these two were never learned from."""
     also: Channels = ()
     """Further columns that prompts may be about, each with its objective."""
+    released: str = ""
+    """Of a released model its name. Its zoo is the one it is judged on, and nobody here knows whether its
+    authors trained on any of those runs: held out are those that nothing here was trained on."""
 
     @classmethod
     def of_zoo(
@@ -56,7 +59,19 @@ class Origin:
         fields = asdict(self)
         if not self.also:
             del fields["also"]  # a generator of one metric is the very file that it was before
+        if not self.released:
+            del fields["released"]  # as above
         return fields
+
+    @property
+    def held_out_means(self) -> str:
+        """What it means that runs are held out."""
+        if not self.released:
+            return "never trained on"
+        return (
+            f"nothing here was trained on them; whether the authors of {self.released} did is not known, "
+            "unless the zoo is their own published set"
+        )
 
     @property
     def channels(self) -> Channels:

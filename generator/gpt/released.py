@@ -1,6 +1,8 @@
 """Released files of the published system: what is in them, what they do not say, the generator they make."""
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ckpt_factory import ParamSpec, Symmetry
+from ckpt_factory import ParamSpec, Symmetry, registry
+from ckpt_factory.header import Imported
 from ckpt_factory.nets import MLP, ConvNet
-from ckpt_factory.zoo import sha256
+from ckpt_factory.zoo import Zoo, sha256
 
 from ..artefact import Origin, WeightGenerator
 from ..coordinates import Coordinates
@@ -51,6 +54,8 @@ class Release:
     metric_range: tuple[float, float]
     """From the best published prompt to a network that knows nothing."""
     num_training_runs: int
+    num_held_out_runs: int
+    """The last of its set, by name, that its authors did not train on."""
     per_unit: float = 1.0
     """Its metric over ours: errors were percents."""
 
@@ -63,6 +68,7 @@ RELEASES: dict[ReleaseName, Release] = {
         coefficient=4.185,
         metric_range=(0.0, log(10)),
         num_training_runs=10_228,
+        num_held_out_runs=500,
     ),
     "mnist_error": Release(
         task="mnist-mlp-v0",
@@ -71,6 +77,7 @@ RELEASES: dict[ReleaseName, Release] = {
         coefficient=4.185,
         metric_range=(0.05, 0.9),
         num_training_runs=10_228,
+        num_held_out_runs=500,
         per_unit=100.0,
     ),
     "cifar10_loss": Release(
@@ -80,6 +87,7 @@ RELEASES: dict[ReleaseName, Release] = {
         coefficient=1.646,
         metric_range=(1.2, log(10)),
         num_training_runs=54_790,
+        num_held_out_runs=2_050,
     ),
     "cifar10_error": Release(
         task="cifar-cnn-v0",
@@ -88,6 +96,7 @@ RELEASES: dict[ReleaseName, Release] = {
         coefficient=1.646,
         metric_range=(0.35, 0.9),
         num_training_runs=54_790,
+        num_held_out_runs=2_050,
         per_unit=100.0,
     ),
     "cartpole": Release(
@@ -97,6 +106,7 @@ RELEASES: dict[ReleaseName, Release] = {
         coefficient=2.06,
         metric_range=(0.0, 500.0),
         num_training_runs=47_976,
+        num_held_out_runs=2_050,
     ),
 }
 """Of every released file; the policy of isaacgym-cartpole, 4-32-32-1 behind its log_std, has no task here."""
@@ -111,12 +121,14 @@ def read_released(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no file {path}; expected a released checkpoint, like mnist_loss.pt")
     try:
-        # weights_only: a pickle may run any code
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, to whom it may concern at torch
+            # weights_only: a pickle may run any code
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except BROKEN as error:
-        text = " ".join(f"{error}".split())[:160]
         raise ValueError(
-            f"{path} is no torch checkpoint of tensors alone ({text}); expected a released file as it is"
+            f"{path} is no released file: it {_fault(error)}. Only tensors and plain values are read, and "
+            "nothing in a file is executed; expected the file as released, a torch checkpoint of a dict "
+            f"with {_keys()}, each a state_dict: fetch it again, or save these alone with torch.save"
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict with {_keys()}")
@@ -191,6 +203,7 @@ def generator_of_released(path: Path, name: ReleaseName, weights: Weights = "ema
         objective=release.objective,
         zoo_sha256=sha256(path),
         num_training_runs=release.num_training_runs,
+        released=name,
     )
     scaling = published_scaling(release.coefficient, coordinates.Z, release.metric_range)
     view = replace(scaling.views[0], moments=(0.0, 1 / release.per_unit, 0.0, 1.0))
@@ -206,24 +219,39 @@ def generator_of_released(path: Path, name: ReleaseName, weights: Weights = "ema
     return WeightGenerator(origin, coordinates, scaling, model, sampling=sampling)
 
 
-def released_card(generator: WeightGenerator, name: ReleaseName, weights: Weights) -> str:
-    """README.md of an imported generator."""
-    origin, config = generator.origin, generator.model.config
-    low, high = generator.scaling.metric_range
-    return f"""# The published {name} model (Peebles et al. 2022), imported
+def origin_on(zoo: Zoo, name: ReleaseName, held_out: float | None = None) -> Origin:
+    """The origin of a released model that is to be judged on a zoo, its runs not held out being "training".
 
-Given a network, its {origin.prompted} and a prompted one, it makes the updated network in one update.
+    Args:
+        held_out: share of the runs; default 0.1, or of an imported zoo with as many runs as the model's own
+            set those that its authors held out.
 
-| | |
-|---|---|
-| task | {origin.task}, {generator.coordinates.spec.D:,} parameters a network |
-| metric | {origin.prompted}, {origin.objective}; published prompts and starts from {low:.4g} to {high:.4g} |
-| model | Gpt, width {config.width}, depth {config.depth}, \
-{sum(p.numel() for p in generator.model.parameters()):,} parameters |
-| weights | {"their exponential moving average" if weights == "ema" else "the last ones, not averaged"} |
-| trained on | {origin.num_training_runs:,} runs of its authors, conditioned on test metrics |
-| sampling | {generator.sampling.steps:,} steps, {generator.sampling.sampler} |
-"""
+    Raises:
+        ValueError: a zoo of another task or without the model's metric, or one too small.
+    """
+    release, header = RELEASES[name], zoo.header
+    if release.task not in registry:
+        raise ValueError(f"no task here can judge {name} ({release.task}); leave --zoo out")
+    if header.task != release.task:
+        raise ValueError(
+            f"zoo {zoo.path} holds networks of task {header.task!r}, {name} makes those of {release.task!r}; "
+            "give a zoo of that task"
+        )
+    if release.prompted not in header.metrics:
+        raise ValueError(
+            f"{name} is prompted with {release.prompted}, zoo {zoo.path} has {', '.join(header.metrics)}; "
+            "give a zoo with that metric"
+        )
+    num_training = header.num_training_runs(0.1 if held_out is None else held_out)
+    published = (release.num_training_runs + release.num_held_out_runs, True)
+    if held_out is None and (header.num_runs, isinstance(header.plan, Imported)) == published:
+        num_training = release.num_training_runs
+    if num_training < 1:
+        raise ValueError(
+            f"zoo {zoo.path} has {header.num_runs} runs, too few to hold any out; give a larger one"
+        )
+    judged = Origin.of_zoo(zoo, num_training)
+    return replace(judged, prompted=release.prompted, objective=release.objective, released=name)
 
 
 def network_of(name: ReleaseName) -> tuple[ParamSpec, dict[str, tuple[str | None, ...]]]:
@@ -246,6 +274,15 @@ def network_of(name: ReleaseName) -> tuple[ParamSpec, dict[str, tuple[str | None
 def _shapes_of(config: GptConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in Gpt(config).state_dict().items()}
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a file, from how torch.load refused it; not its advice to load it in another way."""
+    if found := re.search(r"GLOBAL ([\w.]+)", f"{error}"):
+        return f"holds more than tensors ({found[1]})"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds something other than tensors and plain values, or is no checkpoint at all"
+    return "cannot be read, being empty, cut short or of another kind"
 
 
 def _keys() -> str:

@@ -70,6 +70,7 @@ def render_report(
         for name, title, content, needs in chapters
     )
     task = html.escape(zoo.header.task)
+    learned = "is judged on it" if generator.origin.released else "learned from it"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -82,8 +83,8 @@ def render_report(
 <body>
 <header><div>
 <h1><b>θ</b> {task}</h1>
-<p class="kind">thetaforge report: a zoo of checkpoints, the generator that learned from it, and its worth</p>
-<p class="verdict">{_verdict(e)}</p>
+<p class="kind">thetaforge report: a zoo of checkpoints, the generator that {learned}, and its worth</p>
+<p class="verdict">{_verdict(e)}</p>{_released(e)}
 {_control(e)}{_audit(e)}
 <div class="cards">{_cards(e)}</div>
 <nav>{links}</nav>
@@ -150,6 +151,16 @@ def _verdict(e: Evidence) -> str:
     return f"Made in one update, networks for {task} {does}; {new}; and prompted for the best, {worth}."
 
 
+def _released(e: Evidence) -> str:
+    origin = e.generator.origin
+    if not origin.released:
+        return ""
+    return f"""
+<p class="control"><b>A released model.</b> This is {origin.released} of Peebles et al. (2022), imported.
+Training runs and training checkpoints are here those of this zoo that are not held out.
+Held-out runs: {html.escape(origin.held_out_means)}.</p>"""
+
+
 def _control(e: Evidence) -> str:
     alignment = show(e.result.get("retrieval_prompt_alignment"), 3)
     return f"""<p class="control"><b>The control.</b> Looking up the training checkpoint whose metric is
@@ -202,10 +213,10 @@ def _cards(e: Evidence) -> str:
 
 
 def _zoo(e: Evidence) -> str:
-    z, header = zoo_summary(e.zoo), e.zoo.header
+    z, header, origin = zoo_summary(e.zoo), e.zoo.header, e.generator.origin
     facts = [
         ("Runs", f"{z['runs']:,} of {z['planned_runs']:,}, {z['diverged_runs']:,} diverged"),
-        ("Held out", f"{header.num_runs - e.generator.origin.num_training_runs:,} runs, never trained on"),
+        ("Held out", f"{header.num_runs - origin.num_training_runs:,} runs, {origin.held_out_means}"),
         ("Checkpoints", f"{z['checkpoints']:,} of {z['parameters']:,} parameters, {z['dtype']}"),
         ("Size", f"{z['bytes'] / 1e6:,.1f} MB in {z['shards']:,} of {z['planned_shards']:,} shards"),
     ]

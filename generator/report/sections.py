@@ -187,7 +187,7 @@ def training(e: Evidence) -> str:
         ("Coordinates", html.escape(g.coordinates.words)),
         ("Prompts", "; or ".join(prompts)),
         ("Sampling", how_sampled(g)),
-        ("Learned from", f"{g.origin.num_training_runs:,} runs"),
+        ("Learned from", _learned_from(g)),
     ]
     if not curve:
         return table(*rows) + '<p class="note">There is no training log.</p>'
@@ -207,6 +207,12 @@ def training(e: Evidence) -> str:
     return figures((loss, caption), (pairs, "Pairs of checkpoints that each worker got through.")) + table(
         *rows
     )
+
+
+def _learned_from(generator: WeightGenerator) -> str:
+    if generator.origin.released:
+        return f"runs of the authors of {generator.origin.released}, elsewhere"
+    return f"{generator.origin.num_training_runs:,} runs"
 
 
 def numbers(e: Evidence) -> str:

@@ -231,9 +231,7 @@ def train(
         if ends:
             return training.ema
         pairs = _drawn(draw, training, meter, device)
-        t = model.times.training(len(pairs.prompt), rng=training.rng)
-        with autocast:
-            found = errors(wrapped, pairs, t, scaling, training.rng)
+        t, found = _erred(training, wrapped, autocast, pairs, scaling)
         training.update(_loss(training, pairs, t, found, scaling, behaviour, meter), progress)
 
 
@@ -260,6 +258,15 @@ def _drawn(draw: Draw, training: Training, meter: Meter, device: torch.device | 
     meter.waited_s += time.monotonic() - asked
     meter.pairs += training.config.batch_size
     return _without_some_prompts(pairs, training.model.config.prompt_dropout, training.rng)
+
+
+def _erred(
+    training: Training, wrapped: nn.Module, autocast: torch.autocast, pairs: Pairs, scaling: Scaling
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"]]:
+    """Times drawn for the pairs, and the errors of predictions at them."""
+    t = training.model.times.training(len(pairs.prompt), rng=training.rng)
+    with autocast:
+        return t, errors(wrapped, pairs, t, scaling, training.rng)
 
 
 def _loss(

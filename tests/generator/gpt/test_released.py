@@ -1,6 +1,7 @@
 """Released files: loaded strictly, refused in words, and the same model afterwards; here of small models."""
 
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from ckpt_factory import RunPlan
+from ckpt_factory.header import Imported, ZooHeader
 from ckpt_factory.tasks.base import seeded
+from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import WeightGenerator
+from generator.card import released_card
 from generator.gpt import PRESETS, Gpt
 from generator.gpt.released import (
     RELEASES,
     fitting,
     generator_of_released,
     network_of,
+    origin_on,
     read_released,
-    released_card,
     state_of,
 )
+from generator.origin import Origin
 from generator.sampling.linear_schedule import respaced
 
 from ..conftest import randomise
@@ -160,10 +166,94 @@ def test_files_with_code_are_refused_without_running_it(
     Path("text.pt").write_text("no checkpoint")
     Path("line.pt").write_bytes(b"text\n")  # the unpickler takes its first letter for an opcode
     Path("empty.pt").touch()
-    for name in ("zip", "plain", "cut", "text", "line", "empty"):
-        with pytest.raises(ValueError, match=f"{name}.pt is no torch checkpoint of tensors alone") as caught:
+    torch.save({"G_ema": torch.nn.Linear(2, 2)}, "module.pt")
+    Path("newer.pt").write_bytes(pickle.dumps({"G_ema": Code()}, protocol=4))  # torch warns of its protocol
+    faults = {
+        "zip": r"holds more than tensors \(getattr\)",
+        "plain": r"holds more than tensors \(getattr\)",
+        "module": r"holds more than tensors \(torch.nn.modules.linear.Linear\)",
+        "newer": "holds something other than tensors and plain values, or is no checkpoint",
+        "text": "holds something other than tensors and plain values, or is no checkpoint",
+        "line": "cannot be read",
+        "cut": "cannot be read",
+        "empty": "cannot be read",
+    }
+    for name, fault in faults.items():
+        refused = pytest.raises(ValueError, match=f"^{name}.pt is no released file: it {fault}")
+        with warnings.catch_warnings(action="error"), refused as caught:
             read_released(Path(f"{name}.pt"))
-        assert "\n" not in str(caught.value)
+        line = str(caught.value)
+        assert line.isprintable(), "one line without escapes"
+        assert "nothing in a file is executed; expected the file as released" in line
+        assert "weights_only" not in line
     assert not Path("ran").exists()
     with pytest.raises(ValueError, match=r"no file nowhere.pt"):
         read_released(Path("nowhere.pt"))
+
+
+def header_of(task: str, *, runs: int, plan: RunPlan | Imported, **more: Any) -> ZooHeader:
+    spec, _ = network_of("mnist_loss")
+    metrics = ("validation_loss", "validation_error", "test_loss", "test_error")
+    names = {
+        "task": task,
+        "spec": spec,
+        "metrics": metrics,
+        "prompted": "validation_loss",
+        "objective": "min",
+    }
+    return ZooHeader(**names | {"plan": plan, "num_runs": runs, "stack_size": 8, "inputs": "pixels"} | more)
+
+
+def test_the_origin_on_a_zoo_says_which_runs_are_held_out(tmp_path: Path) -> None:
+    zoo = Zoo.create(tmp_path / "zoo", header_of("mnist-mlp-v0", runs=40, plan=RunPlan()))
+    origin = origin_on(zoo, "mnist_error", 0.25)
+    assert (origin.zoo_sha256, origin.num_training_runs) == (sha256(tmp_path / "zoo" / HEADER), 30)
+    assert (origin.prompted, origin.released, origin.inputs) == ("validation_error", "mnist_error", "pixels")
+    assert Origin.from_fields(origin.to_fields()) == origin
+    assert origin_on(zoo, "mnist_loss").num_training_runs == 36
+    assert "whether the authors of mnist_error did is not known" in origin.held_out_means
+    assert replace(origin, released="").held_out_means == "never trained on"
+    assert "released" not in replace(origin, released="").to_fields()
+
+
+def test_of_the_published_set_the_runs_are_held_out_that_its_authors_held_out(tmp_path: Path) -> None:
+    plans = {"own": RunPlan(), "set": Imported(source="set", num_checkpoints=2, measured=True)}
+    zoos = {
+        name: Zoo.create(tmp_path / name, header_of("mnist-mlp-v0", runs=10_728, plan=plan))
+        for name, plan in plans.items()
+    }
+    assert origin_on(zoos["set"], "mnist_loss").num_training_runs == 10_228
+    assert origin_on(zoos["set"], "mnist_loss", 0.5).num_training_runs == 5364
+    assert origin_on(zoos["own"], "mnist_loss").num_training_runs == 9655
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "mnist_loss",
+            {"task": "digits-mlp-v0"},
+            "'digits-mlp-v0', mnist_loss makes those of 'mnist-mlp-v0'",
+        ),
+        (
+            "cifar10_loss",
+            {},
+            "holds networks of task 'mnist-mlp-v0', cifar10_loss makes those of 'cifar-cnn-v0'",
+        ),
+        ("cartpole", {}, r"no task here can judge cartpole \(isaacgym-cartpole\); leave --zoo out"),
+        (
+            "mnist_error",
+            {"metrics": ("validation_loss",)},
+            "prompted with validation_error, zoo .* validation_loss",
+        ),
+        ("mnist_loss", {"num_runs": 1}, "has 1 runs, too few to hold any out"),
+    ],
+)
+def test_a_zoo_that_cannot_judge_a_release_is_refused(
+    name: Any, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    header = replace(
+        header_of("mnist-mlp-v0", runs=40, plan=RunPlan(group_size=1)), **{"stack_size": 1} | change
+    )
+    with pytest.raises(ValueError, match=words):
+        origin_on(Zoo.create(tmp_path / "zoo", header), name)
