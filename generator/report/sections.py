@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from ..artefact import WeightGenerator
 from ..audit.frontier import frontier_svg
 from ..card import how_sampled
 from ..evaluation.starts import STARTS

@@ -16,7 +16,7 @@ from ckpt_factory.header import Imported, ZooHeader
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import HEADER, Zoo, sha256
 from generator.artefact import WeightGenerator
-from generator.card import released_card
+from generator.card import released_card, save_changed
 from generator.gpt import PRESETS, Gpt
 from generator.gpt.released import (
     RELEASES,
@@ -29,6 +29,7 @@ from generator.gpt.released import (
 )
 from generator.origin import Origin
 from generator.sampling.linear_schedule import respaced
+from generator.sampling.samplers import Sampling
 
 from ..conftest import randomise
 
@@ -257,3 +258,16 @@ def test_a_zoo_that_cannot_judge_a_release_is_refused(
     )
     with pytest.raises(ValueError, match=words):
         origin_on(Zoo.create(tmp_path / "zoo", header), name)
+
+
+def test_a_released_generator_that_was_changed_keeps_its_card(tmp_path: Path) -> None:
+    """As `theta calibrate` and `theta moments` save it."""
+    write(tmp_path / "file.pt", "mnist_loss")
+    made = generator_of_released(tmp_path / "file.pt", "mnist_loss")
+    card = released_card(made, "mnist_loss", "ema", "runs/zoo")
+    training = {"model": "mnist_loss", "weights": "ema", "zoo": "runs/zoo"}
+    made.save(tmp_path / "own", training=training, card=card)
+    save_changed(replace(made, sampling=Sampling(steps=5)), tmp_path / "own", tmp_path / "changed")
+    changed = (tmp_path / "changed" / "README.md").read_text()
+    assert changed == card.replace("published, 1000 steps", "ddim, 5 steps")
+    assert "judged on | zoo runs/zoo, runs with ids from 10228: nothing here was trained on them" in changed
