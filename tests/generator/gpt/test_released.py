@@ -267,7 +267,9 @@ def test_a_released_generator_that_was_changed_keeps_its_card(tmp_path: Path) ->
     card = released_card(made, "mnist_loss", "ema", "runs/zoo")
     training = {"model": "mnist_loss", "weights": "ema", "zoo": "runs/zoo"}
     made.save(tmp_path / "own", training=training, card=card)
-    save_changed(replace(made, sampling=Sampling(steps=5)), tmp_path / "own", tmp_path / "changed")
+    save_changed(
+        replace(made, sampling=Sampling(steps=5, sampler="ddim")), tmp_path / "own", tmp_path / "changed"
+    )
     changed = (tmp_path / "changed" / "README.md").read_text()
     assert changed == card.replace("published, 1000 steps", "ddim, 5 steps")
     assert "judged on | zoo runs/zoo, runs with ids from 10228: nothing here was trained on them" in changed
