@@ -70,7 +70,6 @@ def render_report(
         for name, title, content, needs in chapters
     )
     task = html.escape(zoo.header.task)
-    learned = "is judged on it" if generator.origin.released else "learned from it"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -83,7 +82,7 @@ def render_report(
 <body>
 <header><div>
 <h1><b>θ</b> {task}</h1>
-<p class="kind">thetaforge report: a zoo of checkpoints, the generator that {learned}, and its worth</p>
+<p class="kind">thetaforge report: a zoo of checkpoints, {_generator(e)}, and its worth</p>
 <p class="verdict">{_verdict(e)}</p>{_released(e)}
 {_control(e)}{_audit(e)}
 <div class="cards">{_cards(e)}</div>
@@ -149,6 +148,11 @@ def _verdict(e: Evidence) -> str:
         else f"an update's worth in {e.rival} steps is unknown"
     )
     return f"Made in one update, networks for {task} {does}; {new}; and prompted for the best, {worth}."
+
+
+def _generator(e: Evidence) -> str:
+    judged = e.generator.origin.released
+    return "a released generator judged on it" if judged else "the generator that learned from it"
 
 
 def _released(e: Evidence) -> str:
