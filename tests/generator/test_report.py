@@ -192,6 +192,19 @@ def test_sections_without_arrays_say_so(digits_report: Report):
     assert "<svg" not in bare
 
 
+def test_a_released_model_has_not_learned_from_the_zoo(digits_report: Report, page: str):
+    zoo, generator, result, arrays, curve = digits_report
+    origin = dataclasses.replace(generator.origin, released="mnist_loss")
+    released = render_report(zoo, dataclasses.replace(generator, origin=origin), result, arrays, curve)
+    for text in ("the generator that learned from it", "runs, never trained on"):
+        assert text in page
+        assert text not in released
+    for text in ("a released generator judged on it", "whether the authors of mnist_loss did is not known"):
+        assert text in released
+        assert text not in page
+    assert "runs of the authors of mnist_loss" in section(released, "training")
+
+
 def test_document_refers_to_nothing_outside(page: str):
     assert "http" not in page
     assert "@import" not in page
