@@ -126,9 +126,9 @@ OBEYS = {
             AHEAD,
             AHEAD,
             "deaf to prompts",
-            "with prompts shuffled -0.9; 0.1 (0.3",
+            "with prompts shuffled -0.9; the median network gains 0.1 (0.3 at least)",
         ),
-        (OBEYS | {"prompt_gain_low": -0.1}, AHEAD, AHEAD, "deaf to prompts", "2 by who obeys"),
+        (OBEYS | {"prompt_gain_low": -0.1}, AHEAD, AHEAD, "deaf to prompts", "one that obeys about 2"),
         ({}, UNSURE, AHEAD, "generates", "within chance"),
     ],
 )
