@@ -52,10 +52,13 @@ class MemorisationBenchConfig(JudgedConfig):
     """Optimizer steps of every training, so that all take the same time."""
     num_seeds: int = 3
     """Trainings on each number of runs."""
+    reservoir_gib: float = 2.0
+    """Memory for runs of each training. Where it holds the largest zoo, too, trainings on all numbers of runs
+    do the same work; what does not fit is read again and again, and costs time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "steps", "num_seeds")
+        check_positive(self, "steps", "num_seeds", "reservoir_gib")
         if len(self.sizes) != 1:
             raise ValueError(f"sizes are {self.sizes}; expected one")
         if len(set(self.runs)) < len(self.runs) or min(self.runs, default=0) < 2:
@@ -106,6 +109,7 @@ def trainings_of(config: MemorisationBenchConfig, zoo: Zoo) -> TuneConfig:
         num_seeds=config.num_seeds,
         num_networks=config.num_networks,
         num_prompts=config.num_prompts,
+        reservoir_gib=config.reservoir_gib,
         training=TrainConfig(model=DiTConfig(base_width=128), steps=config.steps),
     )
 
