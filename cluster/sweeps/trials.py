@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypedDict
 
 import ray.train
@@ -28,6 +30,7 @@ from ..train import fit
 from ..train_config import GeneratorConfig
 from ..training_log import LOG, read_log
 from .jury import Jury
+from .placements import PLACEMENT, note_placement
 
 RESULT = "trial.json"
 
@@ -71,11 +74,14 @@ class Judge(Jury):
     """Scales of updates that held-out losses are in."""
     num_pairs: int
 
-    def observe(self, generator: WeightGenerator, report: Report, state: dict[str, Any] | None) -> Report:
+    def observe(
+        self, generator: WeightGenerator, report: Report, state: dict[str, Any] | None, *, out: Path
+    ) -> Report:
         """Adds CPU seconds of all workers to every report, and the held-out loss where there is a state."""
         rank = ray.train.get_context().get_world_rank()
         model, loss = copy.deepcopy(generator.model).eval(), None
         if rank == 0:
+            note_placement(out)
             loss = HeldOutLoss.of_zoo(Zoo.open(self.zoo), generator, self.first, self.num_pairs, self.unit)
         facts = {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -113,11 +119,17 @@ def run_trial(point: Point, *, base: GeneratorConfig, judge: Judge) -> None:
     torch.set_num_threads(1)
     config = trial_config(base, point)
     if not (config.out / RESULT).exists():
-        fit(config, observe=judge.observe, callbacks=(TuneReportCallback(),))
+        fit(config, observe=partial(judge.observe, out=config.out), callbacks=(TuneReportCallback(),))
+        (config.out / PLACEMENT).unlink(missing_ok=True)
         write_text(config.out / RESULT, json.dumps(judge.judged(config.out), indent=2) + "\n")
     last = read_log(config.out / LOG)[-1]
     alignment = json.loads((config.out / RESULT).read_text(encoding="utf-8"))["alignment"]
     ray.tune.report({**last, "alignment": alignment})
+
+
+def folder_of(drawn: dict[str, Any], *, base: GeneratorConfig) -> Path:
+    """The folder of a trial, by what Ray Tune drew for it."""
+    return trial_config(base, Point(**drawn)).out  # pyright: ignore[reportArgumentType]
 
 
 def read_trial(base: GeneratorConfig, point: Point, *, failed: bool = False) -> Trial:

@@ -31,7 +31,8 @@ from ..progress import say
 from ..requests import REQUEST, check_held, wanted_of
 from ..training_log import following_all
 from .jury import best_of
-from .trials import RESULT, Judge, Point, read_trial, trainable
+from .placements import GiveBack
+from .trials import RESULT, Judge, Point, folder_of, read_trial, trainable
 from .tune_config import PRESETS, TuneConfig
 
 TUNE_FOLDER = "ray_tune"
@@ -83,6 +84,7 @@ def make_tuner(config: TuneConfig, judge: Judge) -> tune.Tuner:
             name=path.name,
             storage_path=str(path.parent.absolute()),
             failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[GiveBack(partial(folder_of, base=config.base()))],
             verbose=0,
         ),
     )
