@@ -12,6 +12,7 @@ import torch
 from ckpt_factory import Task, make
 from ckpt_factory.files import check_writable, write_tensors
 from ckpt_factory.interchange import Source, open_folder
+from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
 from generator.audit.audit import (
@@ -25,7 +26,6 @@ from generator.audit.audit import (
 )
 from generator.audit.baselines import BASELINES
 from generator.audit.frontier import frontier_picture
-from generator.audit.novelty import evenly
 from generator.evaluation.evaluate import finished_runs, prompt_grid
 from generator.sampling.samplers import SamplingChange
 from generator.training.hole import Hole
@@ -59,7 +59,8 @@ class AuditConfig:
     data_root: Path | None = None
     """Where the task's images are, as for `theta make`."""
     num_networks: int = 32
-    """Networks that are made for the best prompt, and as many for others; of a folder at most so many."""
+    """Networks that are made for the best prompt, and as many for others; of a folder at most so many, drawn
+    at random."""
     num_prompts: int | None = None
     """Prompts that the networks of a generator are made for; default 8."""
     held_out: float | None = None
@@ -164,9 +165,10 @@ def audit(config: AuditConfig) -> dict[str, Any]:
             seed = config.thoroughness.seed
             subject = subject_of_grid(generator, grid, start, most=config.num_networks, seed=seed)
         result, arrays = audit_networks(subject, held_out, zoo, task, config.thoroughness, each=each)
-    write_tensors(config.out / ARRAYS, arrays)
-    frontier_picture(config.out / PICTURE, result, arrays)
-    say(f"frontier: {config.out / PICTURE}")
+    if arrays:
+        write_tensors(config.out / ARRAYS, arrays)
+        frontier_picture(config.out / PICTURE, result, arrays)
+        say(f"frontier: {config.out / PICTURE}")
     return {"task": task.id, "audited": str(config.generated or config.source)} | result
 
 
@@ -184,12 +186,13 @@ def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, hole: Hole |
     """The networks of a folder, measured."""
     assert config.generated is not None
     source = _opened(config.generated, task)
-    chosen = evenly(range(len(source.names)), config.num_networks)
-    theta = torch.cat([source.read(i).theta for i in chosen])
+    total = len(source.names)
+    chosen = torch.randperm(total, generator=seeded(config.thoroughness.seed, 4))[: config.num_networks]
+    theta = torch.cat([source.read(int(i)).theta for i in chosen.sort().values])
     chunks = theta.chunk(PARTS_OF_A_ZOO)
     metrics = each("measure", None, [(part,) for part in chunks])
     metric = torch.cat([part[zoo.header.prompted] for part in metrics])
-    return Subject(theta, metric, first, len(theta), hole=hole)
+    return Subject(theta, metric, first, len(theta), hole=hole, num_given=total)
 
 
 def _run(config: AuditConfig) -> Outcome:

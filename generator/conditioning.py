@@ -172,11 +172,17 @@ class Calibration:
     stretch: float = 1.0
     """What updates were, and are to be, multiplied by."""
 
+    def of_length(self) -> "Calibration":
+        """Updates of the same length, for prompts as they are."""
+        return replace(self, asked=self.asked[:0], got=self.got[:0])
+
     def ask(self, prompt: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
         """What to ask for to get what is prompted: interpolated, and of what was never got the nearest.
 
-        Where several asks got the same, their mean.
+        Where several asks got the same, their mean. Without any ask, what is prompted.
         """
+        if not len(self.got):
+            return prompt
         asked, got = self.asked.to(prompt), self.got.to(prompt)
         levels, group = got.unique_consecutive(return_inverse=True)
         means = torch.zeros_like(levels).index_add_(0, group, asked) / group.bincount()

@@ -40,7 +40,7 @@ from .novelty import (
 )
 from .prompts import hearing
 from .span import spanning_runs, spans
-from .verdict import conclude
+from .verdict import conclude, nothing_to_audit
 
 PARTS_OF_A_ZOO = 4
 """Remote calls, or steps, that a search of the training runs is divided into."""
@@ -89,10 +89,20 @@ class Subject:
     """What else is known of them."""
     hole: Hole | None = None
     """Training checkpoints with a metric in it were not learned from."""
+    num_given: int | None = None
+    """Networks that these were drawn from, if there are more."""
 
     def sound(self) -> "Subject":
         """Without networks or metrics that are not finite."""
-        kept = self.theta.isfinite().all(1) & self.metric.isfinite()
+        return self._only(self.theta.isfinite().all(1) & self.metric.isfinite())
+
+    def distinct(self) -> "Subject":
+        """Without networks that stand for the quality a second time."""
+        kept = torch.ones(len(self.theta), dtype=torch.bool)
+        kept[: self.num_best] = ~repeated(self.theta[: self.num_best])
+        return self._only(kept)
+
+    def _only(self, kept: Bool[Tensor, " Q"]) -> "Subject":
         return replace(
             self,
             theta=self.theta[kept],
@@ -100,6 +110,12 @@ class Subject:
             num_best=int(kept[: self.num_best].sum()),
             start=self.start[kept] if self.start is not None else None,
         )
+
+
+def repeated(theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
+    """Which networks are one of those before them once more, to a thousandth of their norm."""
+    same = torch.cdist(theta.double(), theta.double()) < SAME * theta.double().norm(dim=1)
+    return same.tril(-1).any(1)
 
 
 def subject_of_grid(
@@ -217,16 +233,23 @@ def audit_networks(
         each: how the parts are run; default one after the other.
 
     Raises:
-        ValueError: there are no finite networks, or fewer than two training runs.
+        ValueError: there are fewer than two training runs.
     """
     settings, each = settings or AuditSettings(), each or serially(task)
-    asked, subject = len(subject.theta), subject.sound()
     runs = training_runs(zoo, subject.num_training_runs)
-    if len(runs) < 2 or not subject.num_best:
-        raise ValueError(
-            f"{len(runs)} finished training runs and {subject.num_best} networks with finite parameters and "
-            "metrics; an audit needs two of the former, one of the latter"
-        )
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} finished training runs; an audit needs two")
+    given, sound = subject, subject.sound()
+    subject = sound.distinct()
+    counts = {
+        "networks_given": given.num_given or len(given.theta),
+        "networks_asked": len(given.theta),
+        "networks": len(subject.theta),
+        "broken": 1 - len(sound.theta) / len(given.theta),
+        "repeated": 1 - subject.num_best / sound.num_best if sound.num_best else 0.0,
+    }
+    if not subject.num_best:
+        return nothing_to_audit(counts), {}
     yardstick = yardsticks(held_out, zoo.header.prompted, subject.metric)
     middle = float(median(subject.metric[: subject.num_best]))
     searched = settings.searched(runs)
@@ -251,8 +274,7 @@ def audit_networks(
     judged, families = _judge_all(each, bench, subject, (yardstick, finest), neighbours, settings)
     judged = _with_spans(each, judged, zoo, (spanning, search), neighbours)
     numbers = _distances(subject, neighbours, canonical) | dict(subject.numbers)
-    numbers |= {"networks": len(subject.theta), "broken": 1 - len(subject.theta) / asked}
-    numbers |= {"searched_runs": len(searched), "training_runs": len(runs)}
+    numbers |= counts | {"searched_runs": len(searched), "training_runs": len(runs)}
     result, arrays = conclude(numbers, judged, families, quality_of(task), settings.seed)
     return result, arrays | {
         "distance_generated": neighbours.distance[: subject.num_best, 0],
@@ -296,8 +318,12 @@ def _with_spans(
     )
 
 
+SAME = 1e-3
+"""Distance, relative to its norm, to a network that one is once more."""
 COPY = 1 / 3
-"""A copy is nearer its nearest training run than this share of the way to the next run."""
+"""A copy is nearer its nearest training run than this share of the way to the next run ..."""
+TWIN = 0.05
+"""... or, if the next one is the same once more, nearer than this share of what held-out runs are."""
 NEAR_QUANTILE = 0.05
 
 
@@ -318,8 +344,8 @@ def _distances(subject: Subject, neighbours: Neighbours, canonical: Neighbours) 
         "distance_ratio": float(ours / theirs),
         "relative_distance": float(median(relative)),
         "near_rate": float((relative < near).double().mean()),
-        "copy_rate": float((share[:num] < COPY).double().mean()),
-        "copy_rate_held_out": float((share[num:] < COPY).double().mean()),
+        "copy_rate": float(((share[:num] < COPY) | (relative < TWIN)).double().mean()),
+        "copy_rate_held_out": float(((share[num:] < COPY) | (reference < TWIN)).double().mean()),
         "distance_to_start": moved,
     }
 

@@ -8,12 +8,17 @@ import torch
 from scipy.stats import fisher_exact
 from torch import Tensor
 
+from ckpt_factory.words import counted
+
 from ..medians import median
 from .baselines import BASELINES
 from .frontier import AXES, Judged, Margin, Subjects, cloud_of, margin
 
 COPIES_ALLOWED = 0.05
 """Share of copies, beyond what held-out runs have, from which on a generator copies."""
+BROKEN_ALLOWED = REPEATED_ALLOWED = COPIES_ALLOWED
+FEW = 8
+"""Distinct networks, below which intervals say little."""
 NEARLY_COPIES = 0.4
 """The same of the median distance, relative to that of held-out networks."""
 PARTLY_COPIES = 0.8
@@ -75,12 +80,34 @@ def conclude(
         and all(m.low > 0 for m in margins["weights"].values())
     ):
         verdict += " In weights alone they are ahead of every baseline that is as new."
-    if numbers["searched_runs"] < numbers["training_runs"]:
-        searched, runs = (f"{numbers[name]:,}" for name in ("searched_runs", "training_runs"))
-        verdict += f" Searched {searched} of {runs} training runs."
-    passes = outcome == "generates"
-    result = {"outcome": outcome, "passes": passes, "verdict": verdict} | numbers
+    verdict += _remarks(numbers, len(made.quality))
+    result = {"outcome": outcome, "passes": outcome == "generates", "verdict": verdict} | numbers
     return result | {"margins": _table(margins), "margins_held_out": _table(own)}, _arrays(subjects, families)
+
+
+def nothing_to_audit(counts: dict[str, Any]) -> dict[str, Any]:
+    """What is found of networks of which none is finite."""
+    return {"outcome": "broken", "passes": False, "verdict": _broken(counts)} | counts
+
+
+def _broken(n: Mapping[str, Any]) -> str:
+    return f"Broken: {n['broken']:.0%} of the networks have no finite parameters or metrics."
+
+
+def _remarks(n: Mapping[str, Any], count: int) -> str:
+    """What a verdict does not stand for."""
+    text = ""
+    if n["networks_given"] > n["networks_asked"]:
+        text += f" Audited {n['networks_asked']:,} of {n['networks_given']:,} networks."
+    if 0 < n["broken"] <= BROKEN_ALLOWED:
+        text += f" {n['broken']:.1%} of the networks have no finite parameters or metrics."
+    if n["repeated"]:
+        text += f" {n['repeated']:.1%} of the networks are others once more, and count once."
+    if count < FEW:
+        text += f" That is of {counted(count, 'network')}, too few for intervals to be trusted."
+    if n["searched_runs"] < n["training_runs"]:
+        text += f" Searched {n['searched_runs']:,} of {n['training_runs']:,} training runs."
+    return text
 
 
 def _found_of(subjects: Subjects) -> dict[str, Any]:
@@ -110,8 +137,8 @@ def judgement(
     """
     n = numbers
     relative, ratio = n["relative_distance"], _ratio(n["off_span"], n["off_span_held_out"])
-    if n["broken"] > 0.5:
-        return "broken", f"Broken: {n['broken']:.0%} of the networks have no finite parameters or metrics."
+    if n["broken"] > BROKEN_ALLOWED:
+        return "broken", _broken(n)
     copied = n["copy_rate"] > n["copy_rate_held_out"] + COPIES_ALLOWED
     same = has_same_mistakes(n)
     if copied or same or relative < NEARLY_COPIES:
@@ -120,6 +147,10 @@ def judgement(
             f"the way to the next (held-out runs: {n['copy_rate_held_out']:.0%}), "
             + (f"{_shared(n)} make the very mistakes of one, " if same else "")
             + f"and their distance is {relative:.2f} times that of held-out runs."
+        )
+    if n["repeated"] > REPEATED_ALLOWED:
+        return "repeats itself", (
+            f"Repeats itself: {n['repeated']:.0%} of the networks asked for are others of them once more."
         )
     if ratio is not None and ratio < INSIDE_SPAN:
         return "recombines", (

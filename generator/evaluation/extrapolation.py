@@ -69,10 +69,12 @@ def beyond_the_best(
     """What is achieved for the best metric of the zoo and for better ones, as numbers and arrays.
 
     Prompts are asked for as they are: calibrated ones would all be the one that training starts did best by.
+    Updates are as long as calibration found to be best.
     Validation metrics choose, the prompt as well as the network and the zoo's checkpoint that is compared
     with; what is reported are their test metrics.
     """
-    generator = replace(generator, calibration=None)
+    if generator.calibration is not None:
+        generator = replace(generator, calibration=generator.calibration.of_length())
     prompted, column, objective = generator.origin.prompted, f"test_{generator.metric}", task.objective
     prompts = prompts_beyond(generator, num)
     made = same_prompts(generator, task, theta, prompts, seed=seed)

@@ -174,7 +174,7 @@ checkpoints, which is 0 for whatever is looked up.</p>"""
 
 
 def _audit(e: Evidence) -> str:
-    if not e.audited:
+    if "audit_verdict" not in e.result:
         return ""
     gate = "passes" if e.result.get("audit_passes") else "fails"
     return f"""

@@ -1,6 +1,7 @@
 """Quality of samplers: do networks as prompted, and are their weights distributed as trained ones' are?"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,12 +67,12 @@ def sampler_quality(
 ) -> Iterator[dict[str, Any]]:
     """One update of every held-out start for every prompt, with one sampling after the other.
 
-    Weights are compared with checkpoints of the held-out runs of the same starts: those whose validation
-    metric is nearest to what the networks made have. Broken networks, whose metrics or weights are not
-    finite, are counted and left out of that.
+    None is calibrated, for a generator can be for one of them at most. Weights are compared with checkpoints
+    of the held-out runs of the same starts: those whose validation metric is nearest to what the networks
+    made have. Broken networks, whose metrics or weights are not finite, are counted and left out of that.
     """
     column, theta = generator.origin.prompted, held_out.theta[:, 0]
-    start = measured(task, theta)
+    start, generator = measured(task, theta), replace(generator, calibration=None)
     for sampling in samplings:
         grid = prompt_grid(
             generator.with_sampling(sampling), task, theta, start=start, seed=seed, num_prompts=num_prompts

@@ -63,6 +63,11 @@ def test_fresh_networks_pass_and_copies_fail(
     assert (status, result["outcome"], result["copy_rate"]) == (1, "copies", 1)
     assert "fails: Copies: 100%" in capsys.readouterr().err
 
+    every_second = torch.stack([zoo.read_unit(1).theta[8:, -1], moved], 1).flatten(0, 1)
+    _, result = audit(tmp_path / "c", *flags, folder_of(tmp_path / "half", digits, every_second))
+    assert (result["outcome"], result["networks_asked"]) == ("copies", 8)
+    assert result["verdict"].endswith("Audited 8 of 16 networks.")
+
 
 def test_parts_elsewhere_find_what_one_process_finds(
     ray_cluster: int, digits: Task, zoo: Zoo, tmp_path: Path
@@ -128,7 +133,10 @@ def test_what_cannot_be_audited_is_refused(
     assert "num_networks is 0" in refused("--generated", empty, "--num-networks", 0)
     assert "baseline_networks is 1; expected at least 2" in refused("--baseline-networks", 1)
     broken = folder_of(tmp_path / "broken", digits, torch.full((2, digits.spec.D), torch.nan))
-    assert "0 networks with finite parameters" in refused("--generated", broken)
+    assert (
+        run(["audit", "--generated", str(broken), "--zoo", str(zoo.path), "--out", str(tmp_path / "a")]) == 1
+    )
+    assert "100% of the networks have no finite" in capsys.readouterr().err
     (broken / "junk.safetensors").write_bytes(b"hello")
     line = refused("--generated", broken)
     assert "1 of 3 runs cannot be imported; remove their files: junk.safetensors: " in line

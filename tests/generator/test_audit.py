@@ -1,6 +1,7 @@
 """The audit catches what copies, recombines or blurs training networks, and lets fresh SGD networks pass."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,8 +196,40 @@ def test_networks_without_numbers_are_counted_and_left_out(digits: Task, zoo: Zo
     theta[:5] = torch.nan
     result, _ = audited(digits, zoo, held_out, theta)
     assert (result["outcome"], result["networks"], result["broken"]) == ("broken", 3, 0.625)
-    with pytest.raises(ValueError, match="0 networks with finite parameters"):
-        audited(digits, zoo, held_out, theta[:5])
+    nothing, arrays = audited(digits, zoo, held_out, theta[:5])
+    assert (nothing["outcome"], nothing["passes"], nothing["networks"]) == ("broken", False, 0)
+    assert "100% of the networks have no finite" in nothing["verdict"]
+    assert not arrays
+    many = fresh(zoo).repeat(4, 1) * torch.linspace(0.9, 1.1, 32)[:, None]
+    one_of_many = torch.cat([many, theta[:1]])
+    result, _ = audited(digits, zoo, held_out, one_of_many)
+    assert result["outcome"] != "broken"
+    assert "3.0% of the networks have no finite parameters or metrics." in result["verdict"]
+
+
+def test_one_network_many_times_is_no_evidence(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = fresh(zoo)
+    again = torch.cat([theta, theta[:1].half().float()])
+    result, arrays = audited(digits, zoo, held_out, again)
+    assert (result["outcome"], result["networks"], len(arrays["made/quality"])) == ("repeats itself", 8, 8)
+    assert result["repeated"] == pytest.approx(1 / 9)
+    result, _ = audited(digits, zoo, held_out, theta[:1])
+    assert "That is of 1 network, too few for intervals to be trusted." in result["verdict"]
+
+
+def test_copies_of_networks_that_the_zoo_has_twice_are_found(
+    digits: Task, zoo: Zoo, tmp_path: Path, held_out: Rows
+) -> None:
+    """Their nearest run is as near as the next one."""
+    rows = zoo.read_unit(0)
+    once = torch.arange(NUM) % 4
+    metrics = {name: values[:NUM][once].repeat(2, 1) for name, values in rows.metrics.items()}
+    theta = rows.theta[:NUM][once].repeat(2, 1, 1)
+    header = replace(zoo.header, num_runs=NUM_TRAINING)
+    twice = Zoo.create(tmp_path / "twice", header)
+    twice.write_unit(0, Rows(rows.run_ids, rows.steps, theta, metrics))
+    result, _ = audited(digits, twice, held_out, rows.theta[:4, -1])
+    assert (result["outcome"], result["copy_rate"]) == ("copies", 1.0)
 
 
 def test_the_same_seed_gives_the_same_numbers(digits: Task, zoo: Zoo, held_out: Rows) -> None:

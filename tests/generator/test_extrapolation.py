@@ -69,6 +69,11 @@ def test_what_is_achieved_beyond_the_best(generator: WeightGenerator, digits: Ta
     assert torch.equal(uncalibrated["beyond_test_loss"], tested), "else all these prompts were one"
     made = prompt_networks(generator, digits, starts, prompts[1].expand(5), rng=seeded(0))
     torch.testing.assert_close(tested[:, 1], made.achieved[-1]["test_loss"])
+    assert flat.calibration is not None
+    longer = replace(flat, calibration=replace(flat.calibration, stretch=1.5))
+    _, stretched = beyond_the_best(longer, digits, starts, training, num=3)
+    further = digits.evaluate(torch.lerp(starts, made.theta, 1.5), "test")["loss"]
+    torch.testing.assert_close(stretched["beyond_test_loss"][:, 1], further)
 
 
 def test_a_hole_is_judged_by_what_is_prompted_inside(

@@ -68,6 +68,7 @@ def test_a_baseline_that_is_never_as_new_is_beaten_by_any_amount() -> None:
 
 NEW: dict[str, Any] = {
     "broken": 0.0,
+    "repeated": 0.0,
     "copy_rate": 0.0,
     "copy_rate_held_out": 0.0,
     "same_mistakes_rate": 0.0,
@@ -105,7 +106,10 @@ OBEYS = {
         (SAME | {"same_mistakes_rate_held_out": 0.46}, AHEAD, AHEAD, "generates", "new"),
         ({"same_mistakes_rate": None, "off_span": None}, AHEAD, AHEAD, "generates", "new"),
         ({"off_span": 0.1}, AHEAD, AHEAD, "recombines", "an interpolation of what was trained"),
-        ({"broken": 0.6}, AHEAD, AHEAD, "broken", "60%"),
+        ({"broken": 0.06}, AHEAD, AHEAD, "broken", "6%"),
+        ({"broken": 0.04}, AHEAD, AHEAD, "generates", "new"),
+        ({"repeated": 0.06}, AHEAD, AHEAD, "repeats itself", "6% of the networks asked for"),
+        ({"repeated": 0.04}, AHEAD, AHEAD, "generates", "new"),
         ({}, BEHIND, AHEAD, "no better than noise", "No better than noise on training networks"),
         ({}, LEVEL, AHEAD, "no better than noise", "where held-out networks are better by 0.1"),
         ({}, LEVEL, BEHIND, "generates", "within chance"),

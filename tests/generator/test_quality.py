@@ -10,6 +10,7 @@ from ckpt_factory import ParamSpec, Task
 from ckpt_factory.tasks.base import seeded
 from ckpt_factory.zoo import Zoo
 from generator.artefact import WeightGenerator
+from generator.conditioning import Calibration
 from generator.evaluation.evaluate import held_out_runs, prompt_alignment, prompt_grid
 from generator.sampling.quality import sampler_quality, sliced_wasserstein, weight_distances
 from generator.sampling.samplers import Sampling, SamplingChange
@@ -63,7 +64,9 @@ def test_every_sampling_is_measured_on_held_out_starts(
         Sampling(steps=1, sampler="ddim"),
         Sampling(steps=2, sampler="extended-ddpm", trajectory="optimal"),
     ]
-    first, second = sampler_quality(knowing, digits, held_out, samplings, num_prompts=4)
+    flat = Calibration(torch.tensor([0.5, 0.6]), torch.tensor([1.0, 2.0]))  # all prompts would be one
+    calibrated = replace(knowing.with_sampling(samplings[0]), calibration=flat)
+    first, second = sampler_quality(calibrated, digits, held_out, samplings, num_prompts=4)
     assert (first["sampler"], first["evaluations"], first["broken"]) == ("ddim", 1, 0)
     assert (second["trajectory"], second["evaluations"]) == ("optimal", 2)
     one_step = knowing.with_sampling(SamplingChange(steps=1, sampler="ddim"))
