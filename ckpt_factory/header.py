@@ -93,10 +93,13 @@ class ZooHeader:
         if not set(self.unused) <= set(OF_LABELS):
             raise ValueError(f"unused is {self.unused}; expected some of {', '.join(OF_LABELS)}")
         for name in ("num_runs", "stack_size"):
-            if getattr(self, name) < 1 or getattr(self, name) % self.plan.group_size:
+            group = self.plan.group_size
+            if getattr(self, name) < 1 or getattr(self, name) % group:
+                nearest = max(1, round(getattr(self, name) / group)) * group
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; expected a positive multiple of group_size "
-                    f"{self.plan.group_size}, since runs of a group are trained together"
+                    f"{self.plan.group_size}, like {nearest}, since runs of a group are trained together and "
+                    "share their mini-batches (--group-size 1: each has its own, which is slower)"
                 )
 
     @classmethod

@@ -76,8 +76,9 @@ class EvaluateConfig:
     """Networks that are audited, and whose distance to the training checkpoints is measured; 0 measures
     none."""
     audit: bool = True
-    """Whether networks are audited (see `theta audit`): are they copies, and how do they compare with noise
-    on training networks, means and other baselines at equal novelty? Little longer than distances alone."""
+    """With the audit of the networks (see `theta audit`), or without: are they copies, and how do they
+    compare with noise on training networks, means and other baselines at equal novelty? Little longer than
+    distances alone."""
     search_runs: int = 4096
     """Training runs, evenly spread, that networks are searched for in; 0: all. The cost is linear in them."""
     episodes: int | None = None

@@ -40,6 +40,7 @@ LOOPBACK_ONLY = {
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # which frames a sweep's configuration, whatever is asked for
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how long a worker's second report waits at most; default 2
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -102,7 +103,7 @@ def ray_session(config: RayConfig) -> Iterator[int]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # of a node that does not come up Ray says no more than that
         reason = " ".join(str(error).split())[:160]
         if address and ("AuthToken" in reason or "uthenticat" in reason):
             raise ValueError(
@@ -113,7 +114,7 @@ def ray_session(config: RayConfig) -> Iterator[int]:
         raise ValueError(
             f"no Ray cluster at {address!r} ({reason}); {cure}"
             if address
-            else f"Ray did not start here: {reason}"
+            else f"Ray did not start here: {reason}; try again, when this machine has less to do"
         ) from None
     try:
         yield int(ray.cluster_resources().get("CPU", 1))

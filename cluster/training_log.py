@@ -97,6 +97,6 @@ def following_all(
                 finished += 1
             elif last := last_entry(each / LOG):
                 under_way += float(last["progress"])
-        bar.update(finished + under_way, f"{finished} finished")
+        bar.update(100 * (finished + under_way) / total, f"{finished} of {total} {unit} finished")
 
-    return followed(ProgressBar(title, total, unit), update, every_s=2.0)
+    return followed(ProgressBar(title, 100, "%"), update, every_s=2.0)

@@ -45,7 +45,7 @@ class GeneratorBenchConfig(JudgedConfig):
     our_steps: int = 5
     """Sampling steps of ours."""
     changes: bool = True
-    """Make the table of changes, too."""
+    """With the table of changes, or without."""
     table_steps: int = 50
     """Sampling steps of the published schedule in that table."""
 

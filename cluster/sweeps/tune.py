@@ -115,8 +115,10 @@ def _scheduler(config: TuneConfig) -> TrialScheduler:
 def _search(config: TuneConfig) -> Any:
     if config.search == "grid":
         return None
-    from ray.tune.search.optuna import OptunaSearch  # noqa: PLC0415  an optional extra
+    import optuna  # noqa: PLC0415  an optional extra
+    from ray.tune.search.optuna import OptunaSearch  # noqa: PLC0415  as above
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch(seed=config.training.seed)
 
 

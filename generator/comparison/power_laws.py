@@ -24,10 +24,9 @@ class PowerLaw:
     floor: float
     scales: tuple[float, ...]
     exponents: tuple[float, ...]
-    intervals: tuple[tuple[float, float] | None, ...]
-    """Of each exponent at 90 % confidence; None where no residual is left, there being no more points than
-    numbers to find."""
-    spread: float | None
+    intervals: tuple[tuple[float, float], ...]
+    """Of each exponent at 90 % confidence."""
+    spread: float
     """Of the points around the law, as a standard deviation of ln(loss)."""
     num_points: int
 
@@ -37,17 +36,20 @@ class PowerLaw:
 
     def in_words(self) -> str:
         """Exponents with their intervals, "0.31 (0.27 to 0.36)"."""
-        spans = (f" ({each[0]:.2f} to {each[1]:.2f})" if each else "" for each in self.intervals)
-        words = (f"{value:.2f}{span}" for value, span in zip(self.exponents, spans, strict=True))
+        words = (
+            f"{value:.2f} ({low:.2f} to {high:.2f})"
+            for value, (low, high) in zip(self.exponents, self.intervals, strict=True)
+        )
         return ", ".join(words) + (f", floor {self.floor:.2g}" if self.floor else "")
 
 
 def fit_power_law(
     points: Mapping[str, Sequence[float] | Floats], loss: Sequence[float] | Floats, *, floor: bool
 ) -> PowerLaw | None:
-    """A power law through points, by least squares of ln(loss); None where they are too few to say anything.
+    """A power law through points, by least squares of ln(loss); None where they do not say what it is.
 
-    Too few: fewer points, or fewer different values of a term, than a line needs (with a floor, a curve).
+    They are too few: no more points than numbers to find, so that none is left to tell how sure these are, or
+    fewer different values of a term than a line needs (with a floor, a curve). Or an exponent has no end.
     Points that are no positive, finite numbers are left out. Intervals are those of Student's t with the
     covariance of the fit: exact for a line with normal errors of ln(loss), else to first order.
 
@@ -60,18 +62,18 @@ def fit_power_law(
     good = (np.isfinite(x) & (x > 0)).all(0) & np.isfinite(y) & (y > 0)
     x, y = x[:, good], y[good]
     free = floor + 2 * len(x)
-    if len(y) < free or any(len(np.unique(row)) < 2 + floor for row in x):
+    if len(y) <= free or any(len(np.unique(row)) < 2 + floor for row in x):
         return None
     law = _Law(x, floor)
     found = law.fit(np.log(y))
-    residual, spare = np.log(y) - law.log_loss(found), len(y) - free
-    spread = math.sqrt(residual.dot(residual) / spare) if spare else None
     exponents = law.exponents(found).tolist()
-    intervals: list[tuple[float, float] | None] = [None] * len(x)
-    if spread is not None:
-        wide = float(student_t.ppf((1 + CONFIDENCE) / 2, spare)) * spread
-        errors = law.exponents(np.sqrt(np.diag(law.covariance(found)))).tolist()
-        intervals = [(b - wide * error, b + wide * error) for b, error in zip(exponents, errors, strict=True)]
+    if max(exponents) > 0.99 * STEEPEST:
+        return None
+    residual, spare = np.log(y) - law.log_loss(found), len(y) - free
+    spread = math.sqrt(residual.dot(residual) / spare)
+    wide = float(student_t.ppf((1 + CONFIDENCE) / 2, spare)) * spread
+    errors = law.exponents(np.sqrt(np.diag(law.covariance(found)))).tolist()
+    intervals = [(b - wide * error, b + wide * error) for b, error in zip(exponents, errors, strict=True)]
     return PowerLaw(
         names=tuple(points),
         floor=law.floor_of(found),

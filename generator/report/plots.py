@@ -186,8 +186,9 @@ def prompted_achieved(
         low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
         pad = 0.06 * (high - low) or 1.0
         ax.plot([low, high], [low, high], color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), label="as prompted")
-        _binned(ax, asked, got, "made", "generated")
-        _binned(ax, asked_first, looked, "looked", "retrieved")
+        most = prompts.shape[-1]  # of so many prompts, that no bin mixes two
+        _binned(ax, asked, got, "made", "generated", most)
+        _binned(ax, asked_first, looked, "looked", "retrieved", most)
         seen = np.quantile(got, [0.005, 0.995]) if got.size else np.array([low, high])
         ax.set(xlim=(low - pad, high + pad), ylim=(min(low, seen[0]) - pad, max(high, seen[1]) + pad))
         ax.set(xlabel=f"prompted {label.removeprefix('test ')}", ylabel=f"achieved {label}")
@@ -307,14 +308,14 @@ def _crossing(ax: Axes, x: float, y: float, text: str) -> None:
     ax.annotate(text, (x, y), offset, textcoords="offset points", ha=side, color=colour, weight="bold")
 
 
-def _binned(ax: Axes, x: np.ndarray, y: np.ndarray, name: str, label: str) -> None:
-    """Points, thinned out, and over bins of x the median and 80 % of y."""
+def _binned(ax: Axes, x: np.ndarray, y: np.ndarray, name: str, label: str, most: int) -> None:
+    """Points, thinned out, and over at most so many bins of x the median and 80 % of y."""
     some = np.random.default_rng(0).permutation(len(x))[:MOST_POINTS]
     if name == "made":
         ax.plot(x[some], y[some], "o", color=LIGHT[name], alpha=0.25, mew=0, ms=3.5)
     if not len(x):
         return
-    bins = np.array_split(np.argsort(x, kind="stable"), min(20, max(1, len(x) // 5)))
+    bins = np.array_split(np.argsort(x, kind="stable"), min(20, most, len(x)))
     at = [np.median(x[part]) for part in bins]
     low, middle, high = np.array([np.quantile(y[part], [0.1, 0.5, 0.9]) for part in bins]).T
     ax.fill_between(at, low, high, color=LIGHT[name], alpha=0.18, lw=0)

@@ -8,7 +8,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ckpt_factory.files import atomic_path
 
@@ -76,5 +76,6 @@ def _panel(ax: Axes, rows: Sequence[Row], title: str, value: Callable[[Row], flo
         )
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(PLAIN)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("evaluations of the model")
     ax.set_title(title, loc="left", fontsize=11)
