@@ -64,19 +64,21 @@ class Cloud(NamedTuple):
     novelty: Float[ndarray, " K"]
     quality: Float[ndarray, " K"]
 
-    @classmethod
-    def of(cls, novelty: Float[Tensor, " K"], quality: Float[Tensor, " K"], objective: str) -> "Cloud":
-        """Of networks that have both numbers; metrics to be minimised are negated."""
-        sign = -1.0 if objective == "min" else 1.0
-        new, good = novelty.double().numpy(), sign * quality.double().numpy()
-        kept = np.isfinite(new) & np.isfinite(good)
-        return cls(new[kept], good[kept])
 
+def cloud_of(judged: Sequence[Float[Tensor, " K"]], axis: str, objective: str) -> Cloud:
+    """How new, on one of the two axes, and how good networks are that have both numbers.
 
-def cloud_of(judged: Judged, axis: str, objective: str) -> Cloud:
-    """How new, on one of the two axes, and how good networks are."""
-    novelty = 1 - judged.overlap if axis == "mistakes" else judged.distance
-    return Cloud.of(novelty, judged.quality, objective)
+    Metrics to be minimised are negated.
+
+    Args:
+        judged: a `Judged`, or only what it begins with: quality, distance and overlap.
+    """
+    quality, distance, overlap, *_ = judged
+    sign = -1.0 if objective == "min" else 1.0
+    new = (1 - overlap if axis == "mistakes" else distance).double().numpy()
+    good = sign * quality.double().numpy()
+    kept = np.isfinite(new) & np.isfinite(good)
+    return Cloud(new[kept], good[kept])
 
 
 class Margin(NamedTuple):
@@ -170,20 +172,12 @@ def clouds_of(
 ) -> tuple[Cloud, Cloud, dict[str, list[Cloud]]]:
     """(networks made, held-out ones at their best, each baseline's settings) from the arrays of an audit."""
 
-    def cloud(quality: Tensor, distance: Tensor, overlap: Tensor) -> Cloud:
-        return Cloud.of(1 - overlap if axis == "mistakes" else distance, quality, objective)
+    def found(name: str) -> list[Tensor]:
+        return [arrays[f"{name}/{field}"] for field in ("quality", "distance", "overlap")]
 
-    made, finest = (
-        cloud(*(arrays[f"{name}/{field}"] for field in ("quality", "distance", "overlap")))
-        for name in ("made", "finest")
-    )
+    made, finest = (cloud_of(found(name), axis, objective) for name in ("made", "finest"))
     families = {
-        name: [
-            cloud(*rows)
-            for rows in zip(
-                *(arrays[f"{name}/{field}"] for field in ("quality", "distance", "overlap")), strict=True
-            )
-        ]
+        name: [cloud_of(setting, axis, objective) for setting in zip(*found(name), strict=True)]
         for name in BASELINES
         if f"{name}/quality" in arrays
     }

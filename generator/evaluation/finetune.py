@@ -11,6 +11,7 @@ from torch import Tensor
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
 
+from ..training.hole import Hole, inside
 from .recipe import better, middle_recipe, shortened, steps_per_epoch, train_from
 
 RATES = (1.0, 0.3, 0.1)
@@ -71,8 +72,10 @@ def tuned(
     return numbers, arrays | {"finetune_epochs": torch.tensor(epochs)}
 
 
-def nearest_of_runs(zoo: Zoo, num_training_runs: int, prompt: float, num: int) -> Float[Tensor, "N D"]:
-    """The training checkpoints whose metric is nearest a prompt, at most one of each run."""
+def nearest_of_runs(
+    zoo: Zoo, num_training_runs: int, prompt: float, num: int, hole: Hole | None = None
+) -> Float[Tensor, "N D"]:
+    """The training checkpoints whose metric is nearest a prompt, one of each run at most, none in a hole."""
     best: list[tuple[float, int, int, int]] = []  # (distance, unit, place of the run, place of the moment)
     for unit in zoo.finished_units():
         columns = zoo.read_metrics(unit)
@@ -80,6 +83,8 @@ def nearest_of_runs(zoo: Zoo, num_training_runs: int, prompt: float, num: int) -
         distance = (metric - prompt).abs().nan_to_num(torch.inf)
         run_ids = columns["run_id"].view(metric.shape)[:, 0]
         distance[run_ids >= num_training_runs] = torch.inf
+        if hole is not None:
+            distance[inside(metric, hole)] = torch.inf
         least = distance.min(1)
         rows = zip(least.values.tolist(), least.indices.tolist(), strict=True)
         best += [(far, unit, run, moment) for run, (far, moment) in enumerate(rows) if far < torch.inf]

@@ -137,7 +137,7 @@ def _tuned(m: Material, config: SuiteConfig, kind: str) -> Found:
     if kind == "random":
         starts = m.starts[:num]
     elif kind == "retrieved":
-        starts = nearest_of_runs(m.zoo, origin.num_training_runs, m.best, num)
+        starts = nearest_of_runs(m.zoo, origin.num_training_runs, m.best, num, origin.hole)
     else:
         made = m.made(m.starts)
         starts = made.theta[:num]

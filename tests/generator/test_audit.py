@@ -97,9 +97,10 @@ def test_copies_of_checkpoints_between_those_looked_at_first_are_found(
 ) -> None:
     """Every checkpoint of two runs, of which a search looks at nine of twelve before it knows where."""
     theta = zoo.read_unit(0).theta[[3, 11]].flatten(0, 1)
-    result, _ = audited(digits, zoo, held_out, theta)
+    result, arrays = audited(digits, zoo, held_out, theta)
     assert result["outcome"] == "copies"
-    assert result["distance_generated"] < 1e-2
+    assert len(arrays["distance_generated"]) == 24
+    assert (arrays["distance_generated"] < 1e-2).all()
     # the initialisation and the first step are hardly apart, but of one run
     assert result["copy_rate"] == 1
 
@@ -257,6 +258,13 @@ def test_relative_distances_know_no_difference_between_metrics() -> None:
     # the level is a median over neighbours in metric, of which the outermost have them on one side alone
     torch.testing.assert_close(ours, torch.full((40,), 0.5), rtol=0.1, atol=0)
     torch.testing.assert_close(theirs, torch.ones(40), rtol=0.1, atol=0)
+
+
+def test_a_yardstick_is_held_against_others_and_not_against_itself() -> None:
+    level = torch.tensor([1.0, 3.0])
+    ours, theirs = relative_distances(torch.tensor([2.0, 2.0]), level, torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(ours, 2 / level)
+    torch.testing.assert_close(theirs, level / level.flip(0))
 
 
 def test_the_subject_of_a_grid_is_asked_for_the_best_and_for_other_prompts(

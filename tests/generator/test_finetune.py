@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from ckpt_factory import RunPlan, Task
@@ -40,15 +41,21 @@ def test_numbers_are_means_over_networks(digits: Task, small_plan: RunPlan, digi
     assert numbers["finetune_retrieved_lrs"] == [None]
 
 
-def test_retrieved_are_the_nearest_of_training_runs_one_of_each(digits_zoo: Zoo) -> None:
-    found = nearest_of_runs(digits_zoo, TRAINING_RUNS, 1.0, 4)
+@pytest.mark.parametrize("hole", [None, (0.9, 1.2)])
+def test_retrieved_are_the_nearest_learned_from_one_of_each_training_run(
+    digits_zoo: Zoo, hole: tuple[float, float] | None
+) -> None:
+    found = nearest_of_runs(digits_zoo, TRAINING_RUNS, 1.0, 4, hole)
     rows = [digits_zoo.read_unit(unit) for unit in digits_zoo.finished_units()]
     nearest = []
     for part in rows:
         for run_id, metric, theta in zip(
             part.run_ids.tolist(), part.metrics["validation_loss"], part.theta, strict=True
         ):
-            moment = int((metric - 1.0).abs().argmin())
+            gap = (metric - 1.0).abs()
+            if hole is not None:
+                gap[(metric > hole[0]) & (metric < hole[1])] = torch.inf
+            moment = int(gap.argmin())
             if run_id < TRAINING_RUNS:
                 nearest.append((abs(float(metric[moment]) - 1.0), theta[moment]))
     nearest.sort(key=lambda each: each[0])

@@ -102,6 +102,18 @@ def test_starts_that_are_tuned_are_what_they_are_called(material: Material, foun
     assert arrays["finetune_trained_test_loss"].shape == (3, 2)
 
 
+def test_what_is_retrieved_was_learned_from(material: Material, digits: Task, digits_zoo: Zoo) -> None:
+    seen = training_checkpoints(digits_zoo, TRAINING_RUNS)["validation_loss"].sort().values
+    hole = (0.0, float(seen[50]))  # all that is best
+    generator = replace(material.generator, origin=replace(material.generator.origin, hole=hole))
+    config = replace(CONFIG, fine_tune=(0,))
+    _, arrays = run_part(replace(material, generator=generator), config, ("tuned", "retrieved"))
+    expected = finetune.nearest_of_runs(digits_zoo, TRAINING_RUNS, material.best, 3, hole)
+    torch.testing.assert_close(
+        arrays["finetune_retrieved_test_loss"][:, 0], digits.metrics_of(expected)["test_loss"]
+    )
+
+
 def test_sections_hold_their_figures(page: str) -> None:
     assert {name: section(page, name).count("<svg") for name in SECTIONS} == SECTIONS
     for name in SECTIONS:

@@ -78,6 +78,8 @@ def test_the_laws_that_made_the_losses_are_found_again(trials: list[Trial]) -> N
         f"held_out_loss/{name}"
         for name in ("parameters", "training_runs", "parameters/training_runs", "cpu_s")
     }
+    assert laws["held_out_loss/parameters"].num_points == 5, "of trials with all the data"
+    assert laws["held_out_loss/training_runs"].num_points == 3, "of the largest model"
     joint = laws["held_out_loss/parameters/training_runs"]
     assert joint.num_points == 15
     for true, interval in zip((0.4, 0.5), joint.intervals, strict=True):

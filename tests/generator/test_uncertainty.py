@@ -20,6 +20,7 @@ from generator.sampling.diffusion import timesteps
 from generator.sampling.samplers import SAMPLERS, Sampler, Sampling
 from generator.sampling.trajectory import optimal_trajectory
 from generator.sampling.uncertainty import measure_moments
+from generator.training.pairs import Reservoir, Runs
 from generator.training.reading import reservoir_of
 
 from .conftest import TRAINING_RUNS
@@ -53,6 +54,20 @@ def test_of_a_model_that_says_nothing_they_are_those_of_the_data(
         assert abs((each * sizes).sum() / sizes.sum() - 1) < 0.3
 
 
+def test_nothing_leaves_updates_more_uncertain_than_they_are_at_all(
+    untrained: WeightGenerator, digits_zoo: Zoo
+) -> None:
+    """In pure noise second moments are E u_0^2, of one tensor a fifth more than what varies: its mean's."""
+    reservoir = reservoir_of(digits_zoo, untrained.coordinates, 0, TRAINING_RUNS, 99)
+    pairs = untrained.arrange(reservoir.sample(4000, rng=seeded(3)), rng=seeded(4))
+    group = untrained.coordinates.group
+    variance = untrained.scaling.update(pairs.start, pairs.target).var(0)
+    expected = torch.zeros(4).index_add_(0, group, variance) / group.bincount()
+    found = measure_moments(untrained, digits_zoo, num_pairs=1000, seed=0, num_times=1)
+    # samples of 1,000 pairs and of 4,000 differ by some per cent
+    torch.testing.assert_close(found.analytic[-1], expected, rtol=0.1, atol=0)
+
+
 def test_the_plain_form_sees_training_runs_and_the_extended_one_half_of_the_held_out(
     untrained: WeightGenerator, digits_zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,12 +76,20 @@ def test_the_plain_form_sees_training_runs_and_the_extended_one_half_of_the_held
     def spy(zoo: Zoo, coordinates: object, first: int, end: int, most: int, *more: object):
         seen.append((first, end))
         assert more == ((1.0, 2.0), ("validation_loss",))
-        return reservoir_of(zoo, untrained.coordinates, first, end, most, *more)
+        found = reservoir_of(zoo, untrained.coordinates, first, end, most, *more)
+        z, metric, whole = found.whole_runs()
+        size = 1 if first == 0 else 100  # held-out networks move by a hundred times as much
+        scaled = Reservoir(len(whole))
+        scaled.push(Runs(size * z[whole], metric[whole]))
+        return scaled
 
     monkeypatch.setattr(uncertainty, "reservoir_of", spy)
     holed = replace(untrained, origin=replace(untrained.origin, hole=(1.0, 2.0)))
     moments = measure_moments(holed, digits_zoo, num_pairs=8, seed=0, num_times=2)
     assert seen == [(0, TRAINING_RUNS), (19, 24)]
+    # updates have a size of about 1, and squares are measured
+    assert (moments.analytic < 100).all()
+    assert (moments.extended > 100).all()
     assert moments.held_out_from == 19
     knowing = replace(untrained, moments=moments)
     assert held_out_runs(digits_zoo, knowing, 99).run_ids == list(range(TRAINING_RUNS, 19))
