@@ -179,7 +179,14 @@ def _first_held_out(config: AuditConfig, zoo: Zoo, generator: WeightGenerator | 
 
 
 def _opened(folder: Path, task: Task) -> Source:
-    return open_folder(folder, None, task=task, flag="--generated", cure="remove their files")
+    return open_folder(
+        folder,
+        None,
+        task=task,
+        flag="--generated",
+        refusal="networks cannot be audited",
+        cure="remove their files",
+    )
 
 
 def _foreign(config: AuditConfig, zoo: Zoo, task: Task, first: int, hole: Hole | None, each: Each) -> Subject:

@@ -1,7 +1,7 @@
 """Prompting networks from the command line, as one remote call."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from .command import Command, Outcome
 from .progress import say
 from .result import RESULT
 from .tasks import task_of_generator
+
+ROWS = 20
+"""Networks in the table that is shown; result.json has them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +160,9 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     say(f"making {counted(len(theta), 'network')} with {config.generator}")
     made = ray.get(prompt_remotely.remote(config, ray.put(task.data), theta, wish))
     keys = {name: "prompt" if config.named is None else f"prompt_{name}" for name in wishes}
-    names = []
-    for k in range(len(theta)):
-        asked = (f"{keys[name].removeprefix('prompt_')}-{value[k]:.6g}" for name, value in wish.items())
-        names.append("-".join([f"network-{k // num:03d}", *asked]))
+    names = names_of(
+        {keys[name].removeprefix("prompt_"): value.tolist() for name, value in wish.items()}, num
+    )
     if removed := remove_former(config.out, () if config.start is None else (config.start,)):
         say(f"removed {removed} networks of the prompt before from {config.out}")
     save_networks(config.out, spec, made.theta, names)
@@ -175,6 +177,23 @@ def prompt(config: PromptConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for k, name in enumerate(names)
     ]
     return rows, _result(generator, made, rows, by_name=config.named is not None)
+
+
+def names_of(asked: Mapping[str, Sequence[float]], num: int) -> list[str]:
+    """Names of files that sort as the networks do: the start network, and what was asked of it.
+
+    Args:
+        asked: by metric, of every network.
+        num: prompts of each start network, one after the other.
+    """
+    count = len(next(iter(asked.values())))
+    digits = max(3, len(str((count - 1) // num)))
+    return [
+        "-".join(
+            [f"network-{k // num:0{digits}d}", *(f"{name}-{value[k]:.6g}" for name, value in asked.items())]
+        )
+        for k in range(count)
+    ]
 
 
 def _on_the_way(made: Prompted, columns: Sequence[str], k: int) -> dict[str, float]:
@@ -240,9 +259,11 @@ def _run(config: PromptConfig) -> Outcome:
         shown = [each for pair in zip(asked, columns, strict=True) for each in pair]
     shown += [name for name in rows[0] if name.startswith("test_")]
     table = Table("network", *(name.replace("_", " ") for name in shown))
-    for row in rows:
+    for row in rows[:ROWS]:
         table.add_row(row["network"], *(f"{row[name]:.4f}" for name in shown))
     Console().print(table)
+    if len(rows) > ROWS:
+        say(f"and {counted(len(rows) - ROWS, 'more network')}; all are in {config.out / RESULT}")
     say(
         f"networks: {config.out}/{rows[0]['file']}, ..."
         if len(rows) > 1

@@ -49,11 +49,11 @@ from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .requests import REQUEST, check_held, wanted_of
+from .states import RAY_FOLDER, RUN, STATE, last_sound_step, load_state, name_of_step
 from .tasks import task_of_generator, task_of_zoo
 from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log, resume_log, warn_if_warming_up
 
-RAY_FOLDER, STATE = "ray_train", "state.pt"
 WORKER_CPUS = 0.9
 """CPUs of a training worker; what is left of a core is for the tasks of Ray Data that read for it."""
 FIT_RUNS = 256
@@ -140,7 +140,7 @@ def make_trainer(
         ),
         torch_config=torch_config("cpu:gloo,cuda:nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(
-            name="run",
+            name=RUN,
             storage_path=str((config.out / RAY_FOLDER).absolute()),
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -195,7 +195,7 @@ def report(metrics: dict[str, float | int], state: dict[str, Any] | None) -> Non
         torch.save(state, Path(folder) / STATE)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report(
-            dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=f"step-{metrics['step']:08.0f}"
+            dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name_of_step(metrics["step"])
         )
 
 
@@ -203,11 +203,6 @@ def last_state() -> dict[str, Any] | None:
     """The state of the last checkpoint of this training, if it was interrupted after one."""
     checkpoint = ray.train.get_checkpoint()
     return load_state(checkpoint) if checkpoint else None
-
-
-def load_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder) / STATE, weights_only=True, map_location="cpu")
 
 
 def check(config: GeneratorConfig) -> Zoo:
@@ -260,8 +255,7 @@ def fit(
         return json.loads((config.out / CONFIG).read_text(encoding="utf-8"))["training"]
     check_resources(config)
     started = time.monotonic()
-    saved = (config.out / RAY_FOLDER).glob("*/step-*")
-    resume_log(config.out, max((int(path.name.removeprefix("step-")) for path in saved), default=None))
+    resume_log(config.out, last_sound_step(config.out))
     generator = begun(config, zoo, generator)
     say(f"training {sum(p.numel() for p in generator.model.parameters()):,} parameters on {zoo.path}")
     trainer = make_trainer(config, zoo, generator, observe, callbacks)

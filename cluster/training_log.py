@@ -53,7 +53,7 @@ def resume_log(folder: Path, saved: int | None) -> None:
     if saved is not None:
         say(f"resuming the training in {folder} from step {saved:,}")
     elif entries:
-        say(f"the training in {folder} was interrupted before its first checkpoint: beginning again")
+        say(f"nothing of the interrupted training in {folder} can be gone on from: beginning again")
     kept = [entry for entry in entries if saved is not None and entry["step"] <= saved]
     write_text(folder / LOG, "".join(json.dumps(entry) + "\n" for entry in kept))
 

@@ -169,9 +169,11 @@ class WeightGenerator:
 
         Raises:
             ValueError: an unknown sampler, one that needs moments that it has not, guidance that it was not
-                trained for, networks, metrics and prompts that do not fit together, or prompts of no metric,
-                an unknown one, or no numbers.
+                trained for, networks, metrics and prompts that do not fit together or are no finite numbers,
+                prompts of no metric or an unknown one, or none at once.
         """
+        if at_once < 1:
+            raise ValueError(f"at_once is {at_once}; expected at least 1")
         asked = SamplingChange(steps=steps, sampler=sampler, trajectory=trajectory, guidance=guidance)
         sampled = self.with_sampling(asked)
         sampling, calibration = sampled.sampling, sampled.calibration

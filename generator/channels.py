@@ -113,8 +113,8 @@ def conditions(
         metrics: of every prompted channel; further ones are not looked at.
 
     Raises:
-        ValueError: nothing is prompted, an unknown metric is, or with no finite number, or its start is
-            missing.
+        ValueError: nothing is prompted, an unknown metric is, or with no finite number, neither one for each
+            network nor one for all, or the metric of a start network is missing or no finite number.
     """
     wanted, given = by_name(prompts, names[0]), by_name(metrics, names[0])
     check_names(names, list(wanted))
@@ -138,7 +138,17 @@ def conditions(
                 f"{name} of the start networks is {tuple(start.shape)}; expected {tuple(some.shape)}, as of "
                 "the other metrics"
             )
+        if not start.isfinite().all():
+            raise ValueError(
+                f"{name} of {int((~start.isfinite()).sum())} start networks is NaN or infinity; expected "
+                "finite numbers: leave out networks that are broken"
+            )
         prompt = torch.as_tensor(wanted[name], dtype=start.dtype, device=start.device)
+        if prompt.shape not in ((), (1,), start.shape):
+            raise ValueError(
+                f"prompt of {name} is {tuple(prompt.shape)}; expected {tuple(start.shape)}, one for each "
+                "start network, or one number for all"
+            )
         if not prompt.isfinite().all():
             raise ValueError(f"prompt of {name} holds NaN or infinity; expected finite numbers")
         starts.append(start)

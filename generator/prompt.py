@@ -55,6 +55,7 @@ def prompt_networks(
     """Update networks for their prompts, `updates` times in a row, each time from what the last one achieved.
 
     The generator is conditioned on validation metrics; test metrics are measured for the report alone.
+    Networks without a finite metric, which are broken, stay as they are.
 
     Args:
         prompt: of the main metric, or of any metrics by name.
@@ -69,11 +70,30 @@ def prompt_networks(
     for _ in range(updates):
         metrics = {name: now[generator.column_of(name)] for name in prompts}
         began = time.perf_counter()
-        theta = generator.update(theta, metrics, prompts, rng=rng)
+        theta = _updated(generator, theta, metrics, prompts, rng)
         sampling_s += time.perf_counter() - began
         now = measured(task, theta)
         achieved.append(now)
     return Prompted(theta, prompts, own, achieved, sampling_s)
+
+
+def _updated(
+    generator: WeightGenerator,
+    theta: Float[Tensor, "K D"],
+    metrics: Mapping[str, Float[Tensor, " K"]],
+    prompts: Mapping[str, Float[Tensor, " K"]],
+    rng: torch.Generator,
+) -> Float[Tensor, "K D"]:
+    """One update of the networks whose metrics are finite, beside the others as they are."""
+    sound = torch.stack([each.isfinite() for each in metrics.values()]).all(0)
+    if sound.all():
+        return generator.update(theta, metrics, prompts, rng=rng)
+    if not sound.any():
+        return theta
+    some = [{name: each[sound] for name, each in values.items()} for values in (metrics, prompts)]
+    updated = theta.clone()
+    updated[sound] = generator.update(theta[sound], *some, rng=rng)
+    return updated
 
 
 def measured(task: Task, theta: Float[Tensor, "K D"]) -> dict[str, Float[Tensor, " K"]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..spec import ParamSpec
 from ..tasks.base import Task
-from .source import CURE, Progress, Run, Source, Survey, evenly, silent
+from .source import BROKEN, CURE, Progress, Run, Source, Survey, evenly, silent
 from .table import Row, files_as_runs, read_table
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -31,6 +31,7 @@ def open_folder(
     skip_broken: bool = False,
     progress: Progress = silent,
     flag: str = "--folder",
+    refusal: str = BROKEN,
     cure: str = CURE,
 ) -> Source:
     """Look through a folder of networks, one file at a time: names and shapes of all, numbers of none.
@@ -41,7 +42,8 @@ def open_folder(
         task: what the networks learned; they have its parameters. Without it, those of the first file.
         num_checkpoints: take so many of each run, evenly spread over its checkpoints; default all.
         flag: what names the folder, for messages.
-        cure: what helps against a few broken runs, for messages.
+        refusal: what is wrong with broken runs, for messages.
+        cure: what helps against a few of them, for messages.
         skip_broken: leave out runs with files that are missing, cannot be read or do not fit, and files
             without metrics, instead of refusing the folder.
 
@@ -51,7 +53,9 @@ def open_folder(
     folder = Path(folder)
     there = _files(folder, flag)
     columns, runs = read_table(Path(metrics)) if metrics is not None else ((), files_as_runs(there))
-    survey = Survey(str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints, cure=cure)
+    survey = Survey(
+        str(folder), skip_broken=skip_broken, num_checkpoints=num_checkpoints, refusal=refusal, cure=cure
+    )
     found = _look(folder, runs, task.spec if task else None, survey, progress)
     listed = {row.file for rows in runs.values() for row in rows}
     survey.strays = [file for file in there if file not in listed]
@@ -104,7 +108,7 @@ def _look(
             for row in rows:
                 spec = _check_row(folder, row, spec)
         except ValueError as error:
-            survey.broken[name] = str(error)
+            survey.broken[name] = str(error).removeprefix(f"{name}: ")  # a run without a table is its file
         else:
             survey.add(name, [(*row, (folder / row.file).stat().st_size) for row in rows])
     progress(len(runs), len(runs))

@@ -67,22 +67,31 @@ class Source:
     """Files that are left out, since they belong to no run."""
 
 
-CURE = "--skip-broken leaves them out"
+BROKEN, CURE = "runs cannot be imported", "--skip-broken leaves them out"
 
 
 class Survey:
     """What is seen of the runs of a source one after the other, before any of them is imported."""
 
-    def __init__(self, what: str, *, skip_broken: bool, num_checkpoints: int | None, cure: str = CURE):
+    def __init__(
+        self,
+        what: str,
+        *,
+        skip_broken: bool,
+        num_checkpoints: int | None,
+        refusal: str = BROKEN,
+        cure: str = CURE,
+    ):
         """
         Args:
+            refusal: what is wrong with broken runs, for messages.
             cure: what helps against a few broken runs, for messages.
         """
         if num_checkpoints is not None and num_checkpoints < 1:
             raise ValueError(f"num_checkpoints is {num_checkpoints}; expected at least 1")
         self.what = what
         self.skip_broken = skip_broken
-        self.cure = cure
+        self.refusal, self.cure = refusal, cure
         self.wanted = num_checkpoints
         self.counts: dict[str, int] = {}
         """Checkpoints of each sound run."""
@@ -126,7 +135,7 @@ class Survey:
             if self.broken:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(self.broken.items())[:3])
                 more = f"; and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
-                problems.append(f"{len(self.broken)} of {total} runs cannot be imported{cure}: {shown}{more}")
+                problems.append(f"{len(self.broken)} of {total} {self.refusal}{cure}: {shown}{more}")
             if self.strays:
                 more = ", ..." if len(self.strays) > 3 else ""
                 files = f"{counted(len(self.strays), 'file')} not in the table"

@@ -264,6 +264,13 @@ def test_files_without_a_row_are_not_counted_as_runs(folder: Path) -> None:
     assert line.endswith("2 files not in the table; --skip-broken leaves them out: c.pt, d.pt")
 
 
+def test_a_file_that_is_a_run_of_its_own_is_named_once(folder: Path) -> None:
+    (folder / "a0.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"1 of 4 runs cannot be imported; .* out: a0") as stop:
+        open_folder(folder, None)
+    assert str(stop.value).count("a0.safetensors") == 1
+
+
 def test_a_column_of_text_may_be_removed(folder: Path) -> None:
     line = refused(folder, "file,run,step,kind\n" + ROWS.replace(",1\n", ",relu\n"))
     assert "kind is 'relu'; expected a number" in line

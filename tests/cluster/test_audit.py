@@ -139,7 +139,9 @@ def test_what_cannot_be_audited_is_refused(
     assert "100% of the networks have no finite" in capsys.readouterr().err
     (broken / "junk.safetensors").write_bytes(b"hello")
     line = refused("--generated", broken)
-    assert "1 of 3 runs cannot be imported; remove their files: junk.safetensors: " in line
+    words = "1 of 3 networks cannot be audited; remove their files: junk.safetensors: it is not a readable"
+    assert words in line
+    assert line.count("junk.safetensors") == 1
     assert "--skip-broken" not in line
     other = tmp_path / "other"
     shutil.copytree(folder_of(tmp_path / "one", digits, zoo.read_unit(0).theta[:1, 0]), other)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ckpt_factory.zoo import Zoo
-from cluster.prompt import remove_former
+from cluster.cli import run
+from cluster.prompt import names_of, remove_former
 from cluster.train import prepare
 from cluster.train_config import GeneratorConfig
 
@@ -31,6 +32,44 @@ def test_without_a_list_of_them_all_stays(tmp_path: Path, text: str | None) -> N
         (tmp_path / "result.json").write_text(text)
     assert remove_former(tmp_path, []) == 0
     assert (tmp_path / "mine.safetensors").exists()
+
+
+def test_files_sort_as_the_networks_do() -> None:
+    for starts, first, last in ((1000, "000", "999"), (1001, "0000", "1000")):
+        asked = {"loss": [0.5, 0.25] * starts, "error": [0.1, 0.2] * starts}
+        names = names_of(asked, 2)
+        assert names[:2] == [f"network-{first}-loss-0.5-error-0.1", f"network-{first}-loss-0.25-error-0.2"]
+        assert names[-1] == f"network-{last}-loss-0.25-error-0.2"
+        assert sorted(names[::2]) == names[::2]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("networks", "shown", "more"), [(20, 20, None), (21, 20, "1 more network;")])
+def test_of_many_networks_the_first_are_shown(
+    networks: int,
+    shown: int,
+    more: str | None,
+    ray_cluster: int,
+    digits_zoo: Zoo,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    generator = prepare(GeneratorConfig(zoo=digits_zoo.path, held_out=0.25), digits_zoo)
+    generator.save(tmp_path / "generator", training={}, card="")
+    flags = ["--num-networks", str(networks), "--steps", "1", "--prompts", "0.5"]
+    where = ["--generator", str(tmp_path / "generator"), "--out", str(tmp_path / "out")]
+    assert run(["prompt", *where, *flags]) == 0
+    said = capsys.readouterr()
+    cells = [line.split()[1] for line in said.out.splitlines() if line.startswith("│")]
+    assert [cell for cell in cells if cell.isdigit()] == [f"{k:03d}" for k in range(shown)]
+    lines = [line for line in said.err.splitlines() if "more network" in line]
+    path = tmp_path / "out" / "result.json"
+    assert len(json.loads(path.read_text())["networks"]) == networks
+    if more is None:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert line.endswith(f"and {more} all are in {path}")
 
 
 @pytest.mark.parametrize(
