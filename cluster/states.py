@@ -67,9 +67,7 @@ def _noted(note: Path) -> list[str] | None:
 def _damage(folder: Path) -> str | None:
     """Why the state in a folder cannot be gone on from, if that is so."""
     try:
-        with zipfile.ZipFile(
-            folder / STATE
-        ) as archive:  # torch.load does not look at the sums that are in it
+        with zipfile.ZipFile(folder / STATE) as archive:  # whose sums torch.load does not look at
             if (bad := archive.testzip()) is not None:
                 return f"{bad} in it is not as it was written"
         load_state(ray.train.Checkpoint.from_directory(str(folder)))
