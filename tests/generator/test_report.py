@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from ckpt_factory import RunPlan, Task, make, train_stack
@@ -316,6 +317,15 @@ def test_figures_keep_digits_of_text_and_thin_out_points(page: str):
     digits = np.zeros((2, 2))
     svg, _ = pictures.weights([[("0.064219", digits)], [("1", digits)]], ["start"])
     assert ">0.064219</text>" in svg
+
+
+def test_bands_of_few_prompts_mix_none(monkeypatch: pytest.MonkeyPatch):
+    """Twelve networks achieve six prompts exactly: the bands have no width."""
+    widths: list[float] = []
+    monkeypatch.setattr(Axes, "fill_between", lambda ax, at, low, high, **kw: widths.extend(high - low))
+    prompts = torch.linspace(0.1, 2.0, 6).expand(1, 12, 6)
+    plots.prompted_achieved(prompts, prompts, prompts[0], "test loss")
+    assert widths == [0.0] * 12
 
 
 @pytest.mark.parametrize(
