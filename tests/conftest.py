@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("xdist_group"):
             continue
-        if "cluster" in item.path.parts or "ray_cluster" in getattr(item, "fixturenames", ()):
+        needs_ray = "cluster" in item.path.parts and item.get_closest_marker("ray")
+        if needs_ray or "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif item.path.name == "test_story.py":
             item.add_marker(pytest.mark.xdist_group("story"))

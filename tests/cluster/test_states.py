@@ -79,6 +79,7 @@ def test_a_torn_note_is_written_anew(saved: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_training_goes_on_from_the_state_before_a_damaged_one(
     trained: Path,
     digits_zoo: Zoo,
