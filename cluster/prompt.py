@@ -25,7 +25,9 @@ from .result import RESULT
 from .tasks import task_of_generator
 
 ROWS = 20
-"""Networks in the table that is shown; result.json has them all."""
+"""Networks in the table that is shown; result.json has them all ..."""
+ASIDE = ("_std", "_episodes")
+"""... and what else is measured on the test split, like the spread of returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,9 +230,6 @@ def remove_former(folder: Path, keep: Sequence[Path]) -> int:
     return len(former)
 
 
-ASIDE = ("_std", "_episodes")
-
-
 def _result(
     generator: WeightGenerator, made: Prompted, rows: list[dict[str, Any]], *, by_name: bool
 ) -> dict[str, Any]:
@@ -260,7 +259,6 @@ def _run(config: PromptConfig) -> Outcome:
         shown = [*asked, f"start_{columns[0]}", *(n for n in rows[0] if "_after_" in n), *columns]
     else:  # with their starts, which result.json has, they would be too wide for a screen
         shown = [each for pair in zip(asked, columns, strict=True) for each in pair]
-    # what else is measured on the test split, like the spread of returns, is in result.json
     shown += [name for name in rows[0] if name.startswith("test_") and not name.endswith(ASIDE)]
     table = Table("network", *(name.replace("_", " ") for name in shown))
     for row in rows[:ROWS]:
