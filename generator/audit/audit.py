@@ -241,13 +241,7 @@ def audit_networks(
         raise ValueError(f"{len(runs)} finished training runs; an audit needs two")
     given, sound = subject, subject.sound()
     subject = sound.distinct()
-    counts = {
-        "networks_given": given.num_given or len(given.theta),
-        "networks_asked": len(given.theta),
-        "networks": len(subject.theta),
-        "broken": 1 - len(sound.theta) / len(given.theta),
-        "repeated": 1 - subject.num_best / sound.num_best if sound.num_best else 0.0,
-    }
+    counts = _counts(given, sound, subject)
     if not subject.num_best:
         return nothing_to_audit(counts), {}
     yardstick = yardsticks(held_out, zoo.header.prompted, subject.metric)
@@ -279,6 +273,17 @@ def audit_networks(
     return result, arrays | {
         "distance_generated": neighbours.distance[: subject.num_best, 0],
         "distance_held_out": neighbours.distance[len(subject.theta) :, 0][: subject.num_best],
+    }
+
+
+def _counts(given: Subject, sound: Subject, distinct: Subject) -> dict[str, Any]:
+    """How many networks there are, and which share of them is not audited."""
+    return {
+        "networks_given": given.num_given or len(given.theta),
+        "networks_asked": len(given.theta),
+        "networks": len(distinct.theta),
+        "broken": 1 - len(sound.theta) / len(given.theta),
+        "repeated": 1 - distinct.num_best / sound.num_best if sound.num_best else 0.0,
     }
 
 
