@@ -92,14 +92,15 @@ class ZooHeader:
             raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         if not set(self.unused) <= set(OF_LABELS):
             raise ValueError(f"unused is {self.unused}; expected some of {', '.join(OF_LABELS)}")
+        group = self.plan.group_size
         for name in ("num_runs", "stack_size"):
-            group = self.plan.group_size
-            if getattr(self, name) < 1 or getattr(self, name) % group:
-                nearest = max(1, round(getattr(self, name) / group)) * group
+            value = getattr(self, name)
+            if value < 1 or value % group:
+                nearest = max(1, round(value / group)) * group
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; expected a positive multiple of group_size "
-                    f"{self.plan.group_size}, like {nearest}, since runs of a group are trained together and "
-                    "share their mini-batches (--group-size 1: each has its own, which is slower)"
+                    f"{name} is {value}; expected a positive multiple of group_size {group}, like {nearest}, "
+                    "since runs of a group are trained together and share their mini-batches "
+                    "(--group-size 1: each has its own, which is slower)"
                 )
 
     @classmethod

@@ -9,16 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from ckpt_factory.files import atomic_path
 
 from ..comparison.ablation import DEFAULT, Result, summaries
-from .plots import LIGHT, STYLE
+from .plots import LIGHT, STYLE, log_x_axis
 
 LEAST = 1e-4
 """Smaller values are drawn here: an axis of logarithms has no 0."""
-PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 
 
 def ablation_picture(
@@ -82,9 +81,7 @@ def _panel(
                 fontsize=8,
                 color=LIGHT["muted"],
             )
-    ax.set_xscale("log")
+    log_x_axis(ax)
     ax.grid(axis="y", lw=0.4, alpha=0.5)
     narrow = not drawn or max(drawn) / min(drawn) < 30
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=12))
-    ax.xaxis.set_major_formatter(PLAIN)
-    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
 THEME = {
@@ -331,6 +331,13 @@ def _step_axis(ax: Axes, last: int) -> None:
 
 def plain_digits(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def log_x_axis(ax: Axes) -> None:
+    """A logarithmic x axis with numbers in plain digits at its major ticks alone."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plain_log(ax: Axes, values: np.ndarray, label: str = "") -> bool:

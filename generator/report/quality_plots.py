@@ -8,19 +8,17 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ckpt_factory.files import atomic_path
 
 from ..sampling.samplers import SAMPLERS
-from .plots import STYLE
+from .plots import STYLE, log_x_axis
 
 COLOURS = ("#2563a8", "#c2570c", "#0f766e", "#7052c8", "#a3195b", "#5b6475", "#b8860b", "#1b1f27")
 COLUMNS = 3
 MOST_TENSORS = 8
 """Of networks with more of them, only the first are drawn."""
 WORST_ALIGNMENT = -0.5
-PLAIN = FuncFormatter(lambda value, position: f"{value:g}")
 Row = Mapping[str, Any]
 
 
@@ -74,8 +72,6 @@ def _panel(ax: Axes, rows: Sequence[Row], title: str, value: Callable[[Row], flo
             linewidth=1.4,
             label=f"{sampler}, optimal" if optimal else sampler,
         )
-    ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(PLAIN)
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    log_x_axis(ax)
     ax.set_xlabel("evaluations of the model")
     ax.set_title(title, loc="left", fontsize=11)
