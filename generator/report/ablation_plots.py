@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator
 
 from ckpt_factory.files import atomic_path
 
@@ -81,7 +80,5 @@ def _panel(
                 fontsize=8,
                 color=LIGHT["muted"],
             )
-    log_x_axis(ax)
+    log_x_axis(ax, drawn)
     ax.grid(axis="y", lw=0.4, alpha=0.5)
-    narrow = not drawn or max(drawn) / min(drawn) < 30
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=12))

@@ -333,9 +333,11 @@ def plain_digits(value: float, _: Any = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
-def log_x_axis(ax: Axes) -> None:
-    """A logarithmic x axis with numbers in plain digits at its major ticks alone."""
+def log_x_axis(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with numbers in plain digits, more of them where the values span little."""
+    narrow = not values or max(values) / min(values) < 30
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=12))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
