@@ -72,6 +72,6 @@ def _panel(ax: Axes, rows: Sequence[Row], title: str, value: Callable[[Row], flo
             linewidth=1.4,
             label=f"{sampler}, optimal" if optimal else sampler,
         )
-    log_x_axis(ax, [row["evaluations"] for row in rows])
+    log_x_axis(ax, [float(row["evaluations"]) for row in rows])
     ax.set_xlabel("evaluations of the model")
     ax.set_title(title, loc="left", fontsize=11)
