@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import io
 import logging
 import os
@@ -40,6 +41,9 @@ def run(args: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR)
     if not args or args[0] in HELP:
         Console().print(overview(), highlight=False)
+        return 0
+    if args == ["--version"]:
+        Console().print(f"thetaforge {importlib.metadata.version('thetaforge')}", highlight=False)
         return 0
     name, *rest = args
     if name == "bench" and (not rest or rest[0] in HELP):

@@ -128,7 +128,9 @@ def overview() -> Table:
     for name, (_, help_text) in VERBS.items():
         table.add_row(name, help_text)
     table.add_row(
-        "", "`theta COMMAND --help` shows its options, presets and examples; --debug shows tracebacks."
+        "",
+        "`theta COMMAND --help` shows its options, presets and examples; --debug shows tracebacks; "
+        "`theta --version` says which thetaforge this is.",
     )
     return table
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,12 @@ def test_the_overview_costs_no_import_of_torch_or_ray() -> None:
     assert done.stdout.endswith("set()\n")
     for verb in VERBS:
         assert verb in done.stdout
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out.split() == ["thetaforge", declared]
 
 
 def test_unknown_command_and_task_get_a_suggestion(
