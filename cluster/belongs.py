@@ -1,9 +1,12 @@
 """What belongs together: a generator and the zoo it was trained or is judged on; a zoo and task metrics."""
 
+import json
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from ckpt_factory.zoo import HEADER, Zoo, sha256
-from generator.artefact import WeightGenerator
+from generator.artefact import CONFIG, WeightGenerator
 
 from .progress import say
 
@@ -31,6 +34,27 @@ def check_belongs(generator: WeightGenerator, zoo: Zoo) -> None:
     raise ValueError(
         f"the generator was trained on another zoo of {origin.task!r} than {zoo.path}, whose runs may "
         "be among its training runs; give the zoo it was trained on"
+    )
+
+
+def check_same_training(generator: Path, out: Path) -> None:
+    """Refuse to replace a generator by a changed one that another training made.
+
+    Args:
+        generator: folder of the one that is changed.
+        out: folder for the changed one; it may hold one of before, of the same training.
+
+    Raises:
+        ValueError: it holds another.
+    """
+    if not (out / CONFIG).exists():
+        return
+    before, changed = ((folder / CONFIG).read_text(encoding="utf-8") for folder in (out, generator))
+    with suppress(ValueError):  # nobody's generator, if it is no JSON
+        if json.loads(before)["training"] == json.loads(changed)["training"]:
+            return
+    raise ValueError(
+        f"{out} holds a generator of another training than {generator}; give another --out, or remove it"
     )
 
 

@@ -16,7 +16,7 @@ from generator.conditioning import Calibration
 from generator.evaluation.evaluate import training_starts
 from generator.sampling.samplers import SamplingChange
 
-from .belongs import check_belongs
+from .belongs import check_belongs, check_same_training
 from .command import Command
 from .tasks import task_of_zoo
 
@@ -111,6 +111,7 @@ def _check(config: CalibrateConfig) -> None:
     check_writable(config.out)
     zoo = Zoo.open(config.zoo)
     check_belongs(_own(config), zoo)
+    check_same_training(config.generator, config.out)
     task_of_zoo(zoo, config.data_root)
 
 

@@ -302,5 +302,8 @@ def _one_line(box: str) -> str:
     text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
     text = re.sub(r"^Error parsing (config[\w.]*: )?", "", text.partition(" Argument helptext:")[0])
     choice = re.search(r"invalid choice '(.*?)' .*Expected one of \((.*?)\)", text)
-    hint = did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2])) if choice else ""
-    return f"{text}{'; ' * bool(hint)}{hint.removesuffix(' ')}; see --help"
+    if choice:
+        known = sorted(set(re.findall(r"'(.*?)'", choice[2])) - {"None"})
+        hint = did_you_mean(choice[1], known).removesuffix(" ").removesuffix(";")
+        text = text[: choice.start(2) - 1] + ", ".join(known) + (f"; {hint}" if hint else "")
+    return f"{text.removesuffix('.')}; see --help"

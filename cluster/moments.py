@@ -14,7 +14,7 @@ from generator.card import save_changed
 from generator.sampling.analytic import Moments
 from generator.sampling.uncertainty import TIMES, measure_moments
 
-from .belongs import check_belongs
+from .belongs import check_belongs, check_same_training
 from .command import Command
 from .progress import say
 
@@ -77,6 +77,7 @@ def add_moments(config: MomentsConfig) -> dict[str, Any]:
 def _check(config: MomentsConfig) -> None:
     check_writable(config.out)
     check_belongs(WeightGenerator.load(config.generator), Zoo.open(config.zoo))
+    check_same_training(config.generator, config.out)
 
 
 COMMAND = Command(

@@ -72,8 +72,9 @@ class ProgressBar:
 
 
 def rate(done: float, seconds: float, unit: str) -> str:
-    """How fast, in the unit that has figures to show: "83 runs/s", "0.42 runs/s", "12 s/run"."""
-    if not done or not seconds:
+    """How fast, in the unit that has figures to show: "83 runs/s", "0.42 runs/s", "12 s/run"; nothing before
+    one is done."""
+    if done < 1 or not seconds:
         return ""
     per_s = done / seconds
     if per_s < 0.1:

@@ -114,7 +114,8 @@ def ray_session(config: RayConfig) -> Iterator[int]:
         raise ValueError(
             f"no Ray cluster at {address!r} ({reason}); {cure}"
             if address
-            else f"Ray did not start here: {reason}; try again, when this machine has less to do"
+            else f"Ray did not start here: {reason}; try again when this machine has less to do, and see "
+            "that its temporary folder (RAY_TMPDIR) can be written to and has a short path"
         ) from None
     try:
         yield int(ray.cluster_resources().get("CPU", 1))

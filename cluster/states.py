@@ -30,8 +30,9 @@ def load_state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
 def last_sound_step(out: Path) -> int | None:
     """The step that the training in a folder goes on from; None: it begins.
 
-    States that are damaged, as a full or broken disk leaves them, are named and taken out of Ray Train's
-    note, so that it goes on from the newest before them; a note that a kill has torn is written anew.
+    States that are damaged, as a full or broken disk leaves them, or gone are named and taken out of Ray
+    Train's note, so that it goes on from the newest of the others; a note that a kill has torn is written
+    anew.
     """
     folder = out / RAY_FOLDER / RUN
     note = folder / NOTE
@@ -40,7 +41,9 @@ def last_sound_step(out: Path) -> int | None:
     noted, damaged = _noted(note), {}
     if noted is None:
         damaged[note] = "it is no JSON that lists states"
-    sound = sorted(path.name for path in folder.glob("step-*")) if noted is None else list(noted)
+    names = sorted(path.name for path in folder.glob("step-*")) if noted is None else noted
+    sound = [name for name in names if (folder / name).is_dir()]
+    damaged |= {folder / name / STATE: "it is gone" for name in names if name not in sound}
     while sound and (why := _damage(folder / sound[-1])):
         damaged[folder / sound.pop() / STATE] = why
     where = f"step {_step(sound[-1]):,}" if sound else "the beginning"
@@ -49,6 +52,12 @@ def last_sound_step(out: Path) -> int | None:
     if damaged:
         write_text(note, json.dumps(_note(sound)))
     return _step(sound[-1]) if sound else None
+
+
+def is_state_saved(out: Path) -> bool:
+    """Whether the training in a folder has noted a state that it may go on from."""
+    note = out / RAY_FOLDER / RUN / NOTE
+    return note.exists() and _noted(note) != []
 
 
 def _step(name: str) -> int:

@@ -49,7 +49,7 @@ from .moments import measured
 from .progress import say
 from .rendezvous import torch_config
 from .requests import REQUEST, check_held, wanted_of
-from .states import RAY_FOLDER, RUN, STATE, last_sound_step, load_state, name_of_step
+from .states import RAY_FOLDER, RUN, STATE, is_state_saved, last_sound_step, load_state, name_of_step
 from .tasks import task_of_generator, task_of_zoo
 from .train_config import PRESETS, GeneratorConfig
 from .training_log import LOG, TrainingLog, following, read_log, resume_log, warn_if_warming_up
@@ -262,8 +262,9 @@ def fit(
     try:
         with following(config.out / LOG):
             result = trainer.fit()
-    except SystemExit:  # what Ray Train makes of Ctrl-C
-        raise KeyboardInterrupt from None
+    except (SystemExit, KeyboardInterrupt):  # the former is what Ray Train makes of Ctrl-C
+        begins = "no state is saved yet; the same command begins again"
+        raise KeyboardInterrupt("" if is_state_saved(config.out) else begins) from None
     except WorkerGroupError as error:
         raise _cause(error) from None
     if result.checkpoint is None:

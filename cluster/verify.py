@@ -84,7 +84,8 @@ def _run(config: VerifyConfig) -> Outcome:
         )
     if found.damaged_units:
         say(f"`{maker} --repair` with the zoo's own settings makes damaged shards anew")
-    return result, config.out, 0 if found.ok else 2
+    unfinished = found.missing_units and not (found.problems or found.damaged_units)
+    return result, config.out, 0 if found.ok else 1 if unfinished else 2
 
 
 def _check(config: VerifyConfig) -> None:

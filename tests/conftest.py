@@ -12,7 +12,14 @@ from ckpt_factory import MLP, RunPlan, Task, make, train_stack
 from ckpt_factory.zoo import Zoo, ZooHeader
 from cluster.runtime import RayConfig, prepare_environment, ray_session
 
+RAYS_OWN = {
+    "RAY_worker_niceness": "0",  # beside other tests, workers that give way to all others starve
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",  # each new one imports torch again
+}
+
 os.environ.pop("RAY_ADDRESS", None)
+for name, value in RAYS_OWN.items():
+    os.environ.setdefault(name, value)
 prepare_environment(None)  # before anything imports Ray
 torch.set_num_threads(1)
 
@@ -38,7 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def theta_environment() -> dict[str, str]:
     """The environment for a `theta` of its own, with a Ray of its own: this session's token stays here."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {
+        name: value for name, value in os.environ.items() if name in RAYS_OWN or not name.startswith("RAY_")
+    }
 
 
 @pytest.fixture(scope="session")

@@ -85,10 +85,8 @@ def mnist(data_root: Path | None) -> ImageData:
         ValueError: no such data there, and none could be downloaded; the message says how to get it.
     """
     train, test = _load("MNIST", "ylecun/mnist", data_root, "mnist", _torchvision_mnist)
+    _check_published("MNIST", data_root, "mnist", (train[0], test[0]), (60_000, 10_000), (28, 28))
     train, test = ((images.reshape(len(images), -1), labels) for images, labels in (train, test))
-    sizes = (train[0].shape, test[0].shape)
-    if sizes != ((60_000, 784), (10_000, 784)):
-        raise ValueError(f"{data_root}: MNIST has 60,000 and 10,000 images of 28x28, found {sizes}")
     return ImageData(
         images={"train": train[0][:50_000], "validation": train[0][50_000:], "test": test[0]},
         labels={"train": train[1][:50_000], "validation": train[1][50_000:], "test": test[1]},
@@ -109,9 +107,7 @@ def cifar10(data_root: Path | None) -> ImageData:
         ValueError: no such data there, and none could be downloaded; the message says how to get it.
     """
     train, test = _load("CIFAR-10", "uoft-cs/cifar10", data_root, "cifar10", _torchvision_cifar10)
-    sizes = (train[0].shape, test[0].shape)
-    if sizes != ((50_000, 3, 32, 32), (10_000, 3, 32, 32)):
-        raise ValueError(f"{data_root}: CIFAR-10 has 50,000 and 10,000 colour images of 32x32, found {sizes}")
+    _check_published("CIFAR-10", data_root, "cifar10", (train[0], test[0]), (50_000, 10_000), (3, 32, 32))
     return ImageData(
         images={"train": train[0][:45_000], "validation": train[0][45_000:], "test": test[0]},
         labels={"train": train[1][:45_000], "validation": train[1][45_000:], "test": test[1]},
@@ -254,6 +250,28 @@ def _load(
             f"and test.parquet of https://huggingface.co/datasets/{source} there, or run where torchvision "
             "can download"
         ) from None
+
+
+def _check_published(
+    name: str,
+    data_root: Path | None,
+    folder: str,
+    found: tuple[NDArray[Any], NDArray[Any]],
+    counts: tuple[int, int],
+    shape: tuple[int, ...],
+) -> None:
+    """Refuse images, for training and tests, that are not as many or as large as a published data set has."""
+    shapes = [each.shape[2 if each.shape[1] == 1 else 1 :] for each in found]  # grey ones may name a channel
+    if shapes == [shape, shape] and tuple(map(len, found)) == counts:
+        return
+    expected, given = (
+        f"{numbers[0]:,} and {numbers[1]:,} images of {'x'.join(map(str, of))}"
+        for numbers, of in ((counts, shape), (tuple(map(len, found)), shapes[0]))
+    )
+    raise ValueError(
+        f"{data_root}: {name} has {expected}, found {given}; give --data-root (in Python data_root=) a "
+        f"folder with {folder}/train.parquet and {folder}/test.parquet, or with the two themselves"
+    )
 
 
 def _whole(shards: Sequence[Shard]) -> Split:

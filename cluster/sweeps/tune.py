@@ -63,11 +63,15 @@ def make_tuner(config: TuneConfig, judge: Judge) -> tune.Tuner:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would return from Ctrl-C as if all were done
     run, space = trainable(config.base(), judge), _space(config)
     path = config.out / TUNE_FOLDER / "sweep"
+    callbacks: list[tune.Callback] = [GiveBack(partial(folder_of, base=config.base()))]
     if tune.Tuner.can_restore(str(path)):
         with suppress(
             EOFError, pickle.UnpicklingError
         ):  # killed while it was written: trials know themselves
-            return tune.Tuner.restore(str(path), run, resume_errored=True, param_space=space)
+            tuner = tune.Tuner.restore(str(path), run, resume_errored=True, param_space=space)
+            # it has what it was begun with, and the folder may have been moved since
+            tuner._local_tuner.get_run_config().callbacks = callbacks  # pyright: ignore[reportOptionalMemberAccess]
+            return tuner
     shutil.rmtree(path, ignore_errors=True)
     return tune.Tuner(
         run,
@@ -84,7 +88,7 @@ def make_tuner(config: TuneConfig, judge: Judge) -> tune.Tuner:
             name=path.name,
             storage_path=str(path.parent.absolute()),
             failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[GiveBack(partial(folder_of, base=config.base()))],
+            callbacks=callbacks,
             verbose=0,
         ),
     )

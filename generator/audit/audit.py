@@ -96,10 +96,10 @@ class Subject:
         """Without networks or metrics that are not finite."""
         return self._only(self.theta.isfinite().all(1) & self.metric.isfinite())
 
-    def distinct(self) -> "Subject":
+    def distinct(self, task: Task) -> "Subject":
         """Without networks that stand for the quality a second time."""
         kept = torch.ones(len(self.theta), dtype=torch.bool)
-        kept[: self.num_best] = ~repeated(self.theta[: self.num_best])
+        kept[: self.num_best] = ~repeated(task, self.theta[: self.num_best])
         return self._only(kept)
 
     def _only(self, kept: Bool[Tensor, " Q"]) -> "Subject":
@@ -112,10 +112,19 @@ class Subject:
         )
 
 
-def repeated(theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
-    """Which networks are one of those before them once more, to a thousandth of their norm."""
-    same = torch.cdist(theta.double(), theta.double()) < SAME * theta.double().norm(dim=1)
-    return same.tril(-1).any(1)
+def repeated(task: Task, theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
+    """Which networks are one of those before them once more, whatever the order and scale of hidden units."""
+    again = torch.zeros(len(theta), dtype=torch.bool)
+    if len(theta) < 2:
+        return again
+    theta, distance = (
+        freedom_of(task).canonical(task.symmetry, theta),
+        AlignedDistance(task.spec, task.symmetry),
+    )
+    for k in range(1, len(theta)):
+        near = SAME * theta[k : k + 1].double().norm(dim=1)
+        again[k] = distance.nearest(theta[k : k + 1], theta[:k][~again[:k]], near)[0] < near[0]
+    return again
 
 
 def subject_of_grid(
@@ -240,7 +249,7 @@ def audit_networks(
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} finished training runs; an audit needs two")
     given, sound = subject, subject.sound()
-    subject = sound.distinct()
+    subject = sound.distinct(task)
     counts = _counts(given, sound, subject)
     if not subject.num_best:
         return nothing_to_audit(counts), {}
@@ -323,7 +332,7 @@ def _with_spans(
     )
 
 
-SAME = 1e-3
+SAME = 0.02
 """Distance, relative to its norm, to a network that one is once more."""
 COPY = 1 / 3
 """A copy is nearer its nearest training run than this share of the way to the next run ..."""

@@ -91,6 +91,10 @@ class Margin(NamedTuple):
     low: float
     high: float
 
+    def mirrored(self) -> "Margin":
+        """By how much they are worse."""
+        return Margin(-self.value, -self.high, -self.low)
+
 
 def quality_at(novelty: Sequence[ndarray], quality: Sequence[ndarray], at: ndarray) -> Float[ndarray, " R"]:
     """The best quality of a family's settings, and of what lies between neighbours, at least as new as `at`.

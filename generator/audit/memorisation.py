@@ -62,12 +62,17 @@ def memorised(
         first: the held-out runs, whose initialisations are started from, begin here, the same for all
             generators of a comparison, whatever they were trained on.
         best: the best prompt, the same for all of them.
+
+    Raises:
+        ValueError: no network for the best prompt is finite.
     """
     held_out = finished_runs(zoo, first, num_networks)
     start = held_out.theta[:, 0]
     grid = prompt_grid(generator, task, start, seed=settings.seed, num_prompts=num_prompts, best=best)
     subject = subject_of_grid(generator, grid, start, most=num_networks, seed=settings.seed)
     result, arrays = audit_networks(subject, held_out, zoo, task, settings)
+    if result["outcome"] == "broken" and not arrays:
+        raise ValueError(f"{result['verdict']} There is nothing to audit: train for longer")
     alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
     ratio = arrays["distance_generated"] / median(arrays["distance_held_out"])
     spread = {

@@ -66,11 +66,11 @@ def conclude(
             }
     numbers = numbers | {"quality_metric": name, "quality_objective": objective}
     numbers |= _found_of(subjects) | {"novelty_axis": axes[0]}
-    least = min(margins[axes[0]].items(), key=lambda item: item[1].value)
+    least = nearest_baseline(margins[axes[0]], own[axes[0]])
     numbers |= {
-        "nearest_baseline": least[0],
-        "margin": _known(least[1].value),
-        "margin_low": _known(least[1].low),
+        "nearest_baseline": least,
+        "margin": _known(margins[axes[0]][least].value),
+        "margin_low": _known(margins[axes[0]][least].low),
         "beats_every_baseline": all(each.low > 0 for each in margins[axes[0]].values()),
     }
     outcome, verdict = judgement(numbers, margins[axes[0]], own[axes[0]])
@@ -86,19 +86,23 @@ def conclude(
 
 
 def nothing_to_audit(counts: dict[str, Any]) -> dict[str, Any]:
-    """What is found of networks of which none is finite."""
-    return {"outcome": "broken", "passes": False, "verdict": _broken(counts)} | counts
+    """What is found where no network that stands for the quality is finite."""
+    return {"outcome": "broken", "passes": False, "verdict": _broken(counts) + _drawn(counts)} | counts
 
 
 def _broken(n: Mapping[str, Any]) -> str:
     return f"Broken: {n['broken']:.0%} of the networks have no finite parameters or metrics."
 
 
+def _drawn(n: Mapping[str, Any]) -> str:
+    if n["networks_given"] == n["networks_asked"]:
+        return ""
+    return f" Audited {n['networks_asked']:,} of {n['networks_given']:,} networks."
+
+
 def _remarks(n: Mapping[str, Any], count: int) -> str:
     """What a verdict does not stand for."""
-    text = ""
-    if n["networks_given"] > n["networks_asked"]:
-        text += f" Audited {n['networks_asked']:,} of {n['networks_given']:,} networks."
+    text = _drawn(n)
     if 0 < n["broken"] <= BROKEN_ALLOWED:
         text += f" {n['broken']:.1%} of the networks have no finite parameters or metrics."
     if n["repeated"]:
@@ -144,7 +148,7 @@ def judgement(
     if copied or same or relative < NEARLY_COPIES:
         return "copies", (
             f"Copies: {n['copy_rate']:.0%} of the networks are nearer to one training run than a third of "
-            f"the way to the next (held-out runs: {n['copy_rate_held_out']:.0%}), "
+            f"the way to the next, or as good as one (held-out runs: {n['copy_rate_held_out']:.0%}), "
             + (f"{_shared(n)} make the very mistakes of one, " if same else "")
             + f"and their distance is {relative:.2f} times that of held-out runs."
         )
@@ -163,10 +167,10 @@ def judgement(
             f"{n['shuffled_prompt_alignment']:.3g}; the median network gains {n['prompt_gain']:.2g} "
             f"({n['prompt_gain_low']:.2g} at least) by its own prompts, one that obeys about 2."
         )
-    lost = [key for key, each in margins.items() if is_lost(each, own[key])]
+    lost = lost_to(margins, own)
     what = f"{n['quality_metric']} {n['quality_generated']:.3g}"
     if lost:
-        worst = min(lost, key=lambda key: margins[key].value)
+        worst = nearest_baseline(margins, own)
         return f"no better than {worst}", _reproach(lost, worst, what, margins[worst], own[worst])
     return "generates", _praise(n, what, margins, own)
 
@@ -174,11 +178,14 @@ def judgement(
 def _reproach(lost: Sequence[str], worst: str, what: str, ours: Margin, theirs: Margin) -> str:
     start = f"No better than {_words(lost)}: the {what} is "
     if ours.high < 0:
-        behind = Margin(-ours.value, -ours.high, -ours.low)
-        return start + f"behind that of {worst} at equal novelty by {_interval(behind)}, beyond chance."
+        return (
+            start + f"behind that of {worst} at equal novelty by {_interval(ours.mirrored())}, beyond chance."
+        )
+    side, by = ("ahead of", ours) if ours.value > 0 else ("behind", ours.mirrored())
+    better = "any amount" if math.isinf(theirs.value) else _number(theirs.value)
     return start + (
-        f"ahead of that of {worst} at equal novelty by {_interval(ours)} only, where held-out networks "
-        f"are better by {'any amount' if math.isinf(theirs.value) else _number(theirs.value)}."
+        f"{side} that of {worst} at equal novelty by {_interval(by)}{' only' * (ours.value > 0)}, where "
+        f"held-out networks are better by {better}."
     )
 
 
@@ -200,6 +207,16 @@ def is_deaf(numbers: Mapping[str, Any]) -> bool:
     if "prompt_gain" not in numbers:
         return False
     return numbers["prompt_gain"] < DEAF or numbers["prompt_gain_low"] <= 0
+
+
+def lost_to(margins: Mapping[str, Margin], own: Mapping[str, Margin]) -> list[str]:
+    """The baselines that networks are no better than."""
+    return [key for key, each in margins.items() if is_lost(each, own[key])]
+
+
+def nearest_baseline(margins: Mapping[str, Margin], own: Mapping[str, Margin]) -> str:
+    """The one with the least margin: of those that networks are no better than, if there are any."""
+    return min(lost_to(margins, own) or margins, key=lambda key: margins[key].value)
 
 
 def is_lost(ours: Margin, theirs: Margin) -> bool:

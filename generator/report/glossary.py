@@ -22,7 +22,8 @@ MEANINGS = {
     "audit_verdict": "the audit in words",
     "audit_relative_distance": "median distance to training runs over that of held-out runs, all prompts",
     "audit_near_rate": "share nearer to training runs than 95 % of held-out networks of about their metric",
-    "audit_copy_rate": "share nearer to one training run than a third of the way to the next (a copy)",
+    "audit_copy_rate": "share nearer to one training run than a third of the way to the next, or as good as "
+    "one: copies",
     "audit_copy_rate_held_out": "the same of held-out runs",
     "audit_prompt_alignment": "prompt alignment of the networks that are audited",
     "audit_shuffled_prompt_alignment": "the same with the prompts of each start shuffled: the control",

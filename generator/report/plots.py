@@ -186,7 +186,7 @@ def prompted_achieved(
         low, high = (everything.min(), everything.max()) if everything.size else (0.0, 1.0)
         pad = 0.06 * (high - low) or 1.0
         ax.plot([low, high], [low, high], color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), label="as prompted")
-        most = prompts.shape[-1]  # of so many prompts, that no bin mixes two
+        most = prompts.shape[-1]  # of so many prompts: of few, each has a bin
         _binned(ax, asked, got, "made", "generated", most)
         _binned(ax, asked_first, looked, "looked", "retrieved", most)
         seen = np.quantile(got, [0.005, 0.995]) if got.size else np.array([low, high])
@@ -335,9 +335,13 @@ def plain_digits(value: float, _: Any = None) -> str:
 
 def log_x_axis(ax: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis with numbers in plain digits, more of them where the values span little."""
-    narrow = not values or max(values) / min(values) < 30
+    span = max(values) / min(values) if values else 10.0
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=12))
+    if span < 5:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    else:
+        subs = (1, 2, 3, 5) if span < 30 else (1, 3) if span < 300 else (1,)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

@@ -1,5 +1,7 @@
 """One training that several tests compare with or use, since each costs a start of Ray Train."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from cluster.train_config import GeneratorConfig
 from generator.coordinates import Coordinates
 from generator.model.dit import DiTConfig
 from generator.training.train import TrainConfig
+
+from .processes import descendants, listening_addresses
 
 TRAINING = TrainConfig(
     model=DiTConfig(width=32, depth=1),
@@ -37,11 +41,32 @@ def mirror_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generator trained on `digits_zoo` by two workers without interruption. Copy it before changing it."""
+def watched_training(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, set[str]]:
+    """The folder of a training by two workers, and the addresses that Ray listened on meanwhile."""
     out = tmp_path_factory.mktemp("generators") / "whole"
-    train.fit(GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING))
-    return out
+    config = GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING)
+    addresses: set[str] = set()
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train.fit, config)
+        while not training.done():
+            addresses |= listening_addresses(descendants(os.getpid()))
+            wait([training], timeout=0.5)
+        training.result()
+    return out, addresses
+
+
+@pytest.fixture(scope="session")
+def listened_on(watched_training: tuple[Path, set[str]]) -> set[str]:
+    """The addresses, as /proc writes them, that Ray listened on while it trained."""
+    return watched_training[1]
+
+
+@pytest.fixture(scope="session")
+def trained(watched_training: tuple[Path, set[str]]) -> Path:
+    """A generator trained on `digits_zoo` by two workers without interruption. Copy it before changing it."""
+    return watched_training[0]
 
 
 @pytest.fixture(scope="session")

@@ -54,3 +54,23 @@ def zoo_bytes(path: Path) -> dict[str, bytes]:
     folders = ("checkpoints", "runs", "sums")
     files = [file for folder in folders for file in (path / folder).rglob("*") if file.is_file()]
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in [*files, path / "zoo.json"]}
+
+
+def listening_addresses(pids: list[int]) -> set[str]:
+    """Local addresses, as /proc writes them, of the TCP sockets that these processes listen on."""
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = os.readlink(fd)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # 0A: LISTEN
+                found.add(fields[1].partition(":")[0])
+    return found

@@ -1,5 +1,6 @@
 """theta calibrate: a generator calibrated after its training, as another folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from ckpt_factory import RunPlan, Task
 from ckpt_factory.zoo import Zoo
 from cluster.calibration import COMMAND, CalibrateConfig, calibrate_again
-from generator.artefact import MODEL, WeightGenerator
+from cluster.moments import COMMAND as MOMENTS
+from cluster.moments import MomentsConfig
+from generator.artefact import CONFIG, MODEL, WeightGenerator
 from generator.calibration import calibrate
 from generator.evaluation.evaluate import training_starts
 from generator.sampling.samplers import Sampling, SamplingChange
@@ -42,13 +45,27 @@ def test_it_is_calibrated_as_in_this_process_and_nothing_else_changes(
     assert found["best"] == float(expected.got[0])
 
 
-def test_what_does_not_belong_together_is_refused(trained: Path, digits: Task, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(
+    trained: Path, digits: Task, digits_zoo: Zoo, tmp_path: Path
+) -> None:
     other = write_zoo(
         tmp_path / "zoo", digits, RunPlan(num_steps=20, num_checkpoints=4), num_runs=4, stack_size=4
     )
     assert COMMAND.check is not None
     with pytest.raises(ValueError, match="trained on another zoo"):
         COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, out=tmp_path / "out"))
+    shutil.copytree(trained, tmp_path / "another")
+    of = (tmp_path / "another" / CONFIG).read_text()
+    (tmp_path / "another" / CONFIG).write_text(of.replace('"pairs": ', '"pairs": 1'))
+    for command, config in (
+        (COMMAND, CalibrateConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
+        (MOMENTS, MomentsConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
+    ):
+        with pytest.raises(ValueError, match="another holds a generator of another training than"):
+            command.check(config)
+        (tmp_path / "another" / CONFIG).write_text(of)
+        command.check(config)
+        (tmp_path / "another" / CONFIG).write_text("{")
     by = SamplingChange(sampler="extended-ddpm")
     with pytest.raises(ValueError, match="needs to know how uncertain"):
         COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, sampling=by))

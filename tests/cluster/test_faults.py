@@ -95,8 +95,8 @@ def test_training_goes_on_from_its_last_checkpoint_after_sigkill_of_the_driver(
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-@pytest.mark.xdist_group("story")
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_before_the_first_shard_does_not_promise_to_go_on(
     tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -1,5 +1,6 @@
 """What stopped trials held is given back, when their workers are dead and not before."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +47,20 @@ def test_what_a_stopped_trial_held_is_removed_when_its_worker_is_dead(
 
     wait_for(removed, 60.0, "it is still held")
     assert not callback.left
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("hook", ["on_trial_error", "on_trial_recover"])
+def test_what_a_failed_trial_of_a_worker_that_ray_has_forgotten_held_is_removed(
+    hook: str, ray_cluster: int, tmp_path: Path
+) -> None:
+    group = placement_group([{"CPU": 1}])
+    placement = {"group": group.id.hex(), "worker": "f" * 32}
+    (tmp_path / PLACEMENT).write_text(json.dumps(placement))
+    callback = GiveBack(lambda drawn: tmp_path)
+    getattr(callback, hook)(0, [], SimpleNamespace(config={}))
+    callback.on_step_end(0, [])
+    wait_for(lambda: is_removed(group), 60.0, "it is still held")
 
 
 @pytest.mark.ray

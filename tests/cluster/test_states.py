@@ -9,7 +9,7 @@ import torch
 
 from ckpt_factory.zoo import Zoo
 from cluster import train
-from cluster.states import NOTE, RAY_FOLDER, RUN, STATE, last_sound_step, name_of_step
+from cluster.states import NOTE, RAY_FOLDER, RUN, STATE, is_state_saved, last_sound_step, name_of_step
 
 from .test_train import config, model_of
 
@@ -69,11 +69,34 @@ def test_a_damaged_state_is_named_and_the_one_before_it_gone_on_from(
     assert capsys.readouterr().err.endswith("); going on from the beginning\n")
 
 
+def test_a_state_that_is_gone_is_taken_out_of_the_note(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray Train refuses a note of states of which any is missing."""
+    shutil.rmtree(state_of(saved, 150).parent)
+    assert last_sound_step(saved) == 200
+    assert "step-00000150/state.pt is damaged (it is gone); going on from step 200" in capsys.readouterr().err
+    note = json.loads((saved / RAY_FOLDER / RUN / NOTE).read_text())
+    assert [each["checkpoint_dir_name"] for each in note["checkpoint_results"]] == [name_of_step(200)]
+
+
+def test_whether_a_state_is_saved_is_known(saved: Path) -> None:
+    assert is_state_saved(saved)
+    for step in (150, 200):
+        shutil.rmtree(state_of(saved, step).parent)
+    assert last_sound_step(saved) is None
+    assert not is_state_saved(saved)
+    assert not is_state_saved(saved / "none")
+
+
 def test_a_torn_note_is_written_anew(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     note = saved / RAY_FOLDER / RUN / NOTE
     truncate(note, 40)
     assert last_sound_step(saved) == 200
     assert f"{note} is damaged" in capsys.readouterr().err
+    written = json.loads(note.read_text())
+    assert written["latest_checkpoint_result"]["checkpoint_dir_name"] == name_of_step(200)
+    assert (written["current_report_index"], written["checkpoint_report_indices"]) == (2, [0, 1])
     assert last_sound_step(saved) == 200
     assert capsys.readouterr().err == ""
 

@@ -17,7 +17,7 @@ import torch
 
 from ckpt_factory.zoo import Zoo
 from cluster.sweeps.trials import RESULT, name_of, trial_config
-from cluster.sweeps.tune import check, sweep
+from cluster.sweeps.tune import check, judge_of, make_tuner, sweep
 from cluster.sweeps.tune_config import PRESETS, TuneConfig
 from cluster.training_log import LOG, read_log
 from generator.artefact import MODEL, WeightGenerator
@@ -222,6 +222,20 @@ def test_a_sweep_goes_on_after_sigkill_of_its_driver_as_if_it_had_not_been(
     for row, first in zip(resumed["trials"], result["trials"], strict=True):
         assert {key: row[key] for key in same} == {key: first[key] for key in same}
     torch.testing.assert_close(models(tmp_path), models(done.out), rtol=0, atol=0)
+
+
+@pytest.mark.ray
+def test_a_sweep_whose_folder_was_moved_gives_back_what_its_trials_hold_there(
+    ray_cluster: int, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    asked = rates(digits_zoo, tmp_path / "before")
+    make_tuner(asked, judge_of(asked, digits_zoo))
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = dataclasses.replace(asked, out=tmp_path / "after")
+    tuner = make_tuner(moved, judge_of(moved, digits_zoo))
+    (callback,) = tuner._local_tuner.get_run_config().callbacks  # pyright: ignore
+    drawn = {name: values[0] for name, values in moved.axes.items()}
+    assert callback.folder_of(drawn).is_relative_to(tmp_path / "after")
 
 
 @pytest.mark.ray

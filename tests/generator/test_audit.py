@@ -200,6 +200,8 @@ def test_networks_without_numbers_are_counted_and_left_out(digits: Task, zoo: Zo
     nothing, arrays = audited(digits, zoo, held_out, theta[:5])
     assert (nothing["outcome"], nothing["passes"], nothing["networks"]) == ("broken", False, 0)
     assert "100% of the networks have no finite" in nothing["verdict"]
+    drawn = replace(subject_of(digits, theta[:5]), num_given=60)
+    assert "Audited 5 of 60 networks." in audit_networks(drawn, held_out, zoo, digits, FEW)[0]["verdict"]
     assert not arrays
     many = fresh(zoo).repeat(4, 1) * torch.linspace(0.9, 1.1, 32)[:, None]
     one_of_many = torch.cat([many, theta[:1]])
@@ -214,8 +216,31 @@ def test_one_network_many_times_is_no_evidence(digits: Task, zoo: Zoo, held_out:
     result, arrays = audited(digits, zoo, held_out, again)
     assert (result["outcome"], result["networks"], len(arrays["made/quality"])) == ("repeats itself", 8, 8)
     assert result["repeated"] == pytest.approx(1 / 9)
+    assert "too few" not in result["verdict"]
     result, _ = audited(digits, zoo, held_out, theta[:1])
     assert "That is of 1 network, too few for intervals to be trusted." in result["verdict"]
+
+
+def test_one_network_in_many_forms_is_one(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    """In other orders and scales of hidden units, and with noise that changes nothing."""
+    theta = fresh(zoo)
+    ordered = digits.symmetry.apply(theta[:4], digits.symmetry.random(4, rng=seeded(0)))
+    params = digits.spec.unflatten(theta[4:6])
+    factor = torch.rand(2, 16, generator=seeded(1)) + 0.5
+    params["fc1.weight"] = params["fc1.weight"] * factor[:, :, None]
+    params["fc1.bias"] = params["fc1.bias"] * factor
+    params["fc2.weight"] = params["fc2.weight"] / factor[:, None]
+    scaled = digits.spec.flatten(params)
+    noisy = theta[6:] + 0.003 * theta.std() * torch.randn(theta[6:].shape, generator=seeded(2))
+    result, _ = audited(digits, zoo, held_out, torch.cat([theta, ordered, scaled, noisy]))
+    assert (result["outcome"], result["networks"], result["repeated"]) == ("repeats itself", 8, 0.5)
+
+
+def test_networks_for_other_prompts_may_be_those_for_the_best(digits: Task, zoo: Zoo, held_out: Rows) -> None:
+    theta = fresh(zoo).repeat(2, 1)
+    subject = replace(subject_of(digits, theta), num_best=NUM)
+    result, _ = audit_networks(subject, held_out, zoo, digits, FEW)
+    assert (result["networks"], result["repeated"]) == (2 * NUM, 0)
 
 
 def test_copies_of_networks_that_the_zoo_has_twice_are_found(

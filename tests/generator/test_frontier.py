@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from generator.audit.frontier import Cloud, Margin, margin, quality_at
-from generator.audit.verdict import has_same_mistakes, judgement, same_mistakes
+from generator.audit.verdict import has_same_mistakes, judgement, nearest_baseline, same_mistakes
 
 
 def at(novelty: list[float], quality: list[float], where: float) -> float:
@@ -113,6 +113,13 @@ OBEYS = {
         ({"repeated": 0.04}, AHEAD, AHEAD, "generates", "new"),
         ({}, BEHIND, AHEAD, "no better than noise", "No better than noise on training networks"),
         ({}, LEVEL, AHEAD, "no better than noise", "where held-out networks are better by 0.1"),
+        (
+            {},
+            Margin(-0.02, -0.05, 0.01),
+            AHEAD,
+            "no better than noise",
+            "behind that of noise at equal novelty by 0.02 (-0.01 to 0.05), where held-out",
+        ),
         ({}, LEVEL, BEHIND, "generates", "within chance"),
         ({}, LEVEL._replace(value=-0.01), LEVEL, "generates", "which held-out networks are not either"),
         ({}, LEVEL, Margin(0.05, 0.01, 0.09), "generates", "within chance"),
@@ -144,3 +151,14 @@ def test_the_verdict_follows_from_the_numbers(
     found, text = judgement(NEW | numbers, margins, {"noise": own, "averages": AHEAD})
     assert found == outcome
     assert words in text
+
+
+def test_the_nearest_baseline_is_the_one_that_the_verdict_names() -> None:
+    margins = {"noise": BEHIND, "averages": Margin(-0.3, -9.0, math.inf)}
+    own = {"noise": AHEAD, "averages": UNSURE}
+    assert judgement(NEW, margins, own)[0] == f"no better than {nearest_baseline(margins, own)}"
+    assert nearest_baseline(margins, own) == "noise", "of averages nothing is known"
+    assert (
+        nearest_baseline({"noise": AHEAD, "averages": LEVEL}, {"noise": AHEAD, "averages": LEVEL})
+        == "averages"
+    )

@@ -1,5 +1,6 @@
 """Memorisation by the number of runs: one generator's audit against its own runs, and what many add up to."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,25 @@ def test_a_generator_is_audited_against_its_own_runs_on_starts_and_prompts_that_
     assert of_fewer["distance_ratio_low"] <= float(median(ratios)) <= of_fewer["distance_ratio_high"]
     ends = of_fewer["prompt_alignment_low"], of_fewer["prompt_alignment_high"]
     assert ends == middle_half(prompt_alignment(grid["prompts"], grid["test_loss"]))
+
+
+def test_a_generator_whose_networks_are_all_broken_is_refused_in_words(
+    digits: Task, digits_zoo: Zoo, generator: WeightGenerator
+) -> None:
+    broken = copy.deepcopy(generator)
+    for parameter in broken.model.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"100% of the networks have no finite .* train for longer"):
+        memorised(
+            broken,
+            digits_zoo,
+            digits,
+            first=FIRST,
+            best=0.5,
+            num_networks=NUM,
+            num_prompts=PROMPTS,
+            settings=FEW,
+        )
 
 
 def test_quartiles_are_of_what_is_finite() -> None:

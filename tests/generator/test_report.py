@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ckpt_factory import RunPlan, Task, make, train_stack
@@ -326,6 +327,20 @@ def test_bands_of_few_prompts_mix_none(monkeypatch: pytest.MonkeyPatch):
     prompts = torch.linspace(0.1, 2.0, 6).expand(1, 12, 6)
     plots.prompted_achieved(prompts, prompts, prompts[0], "test loss")
     assert widths == [0.0] * 12
+
+
+@pytest.mark.parametrize(
+    "values", [[0.073, 0.101], [0.011, 0.012], [0.5, 3.0], [1.0, 40.0], [1.0, 1000.0], []]
+)
+def test_logarithmic_axes_have_numbers_to_read_by(values: list[float]):
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot(values, values, "o")
+    plots.log_x_axis(ax, values)
+    low, high = ax.get_xlim()
+    inside = [at for at in ax.xaxis.get_majorticklocs() if low <= at <= high]
+    words = {ax.xaxis.get_major_formatter()(at, 0) for at in inside}
+    assert 2 + bool(values) <= len(words - {""}) <= 12
 
 
 @pytest.mark.parametrize(
