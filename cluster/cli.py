@@ -55,6 +55,9 @@ def run(args: Sequence[str]) -> int:
     try:
         command = command_of(name)
         return _run_command(name, command, rest)
+    except BrokenPipeError:  # who reads what is written has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if debug or not _is_expected(error):
             raise

@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from ckpt_factory.files import check_writable
@@ -22,6 +21,7 @@ from generator.sampling.samplers import SamplingChange
 from .command import Command, Outcome
 from .progress import say
 from .result import RESULT
+from .tables import show_table
 from .tasks import task_of_generator
 
 ROWS = 20
@@ -263,7 +263,7 @@ def _run(config: PromptConfig) -> Outcome:
     table = Table("network", *(name.replace("_", " ") for name in shown))
     for row in rows[:ROWS]:
         table.add_row(row["network"], *(f"{row[name]:.4f}" for name in shown))
-    Console().print(table)
+    show_table(table)
     if len(rows) > ROWS:
         say(f"and {counted(len(rows) - ROWS, 'more network')}; all are in {config.out / RESULT}")
     say(

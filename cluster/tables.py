@@ -1,11 +1,23 @@
 """Numbers as tables in a terminal, those of the factory bench among them."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+WIDE = 200
+"""Columns of text where tables are written into a file or a pipe, which cut nothing off."""
+
+
+def show_table(table: Table) -> None:
+    """Print a table, on a terminal within its width."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=WIDE)
+    console.print(table)
 
 
 def print_table(rows: Mapping[str, Mapping[str, float | None]], title: str, caption: str) -> None:
@@ -14,10 +26,10 @@ def print_table(rows: Mapping[str, Mapping[str, float | None]], title: str, capt
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *[short(row[c]) for c in columns])
-    Console().print(table)
+    show_table(table)
 
 
 def short(value: float | None) -> str:

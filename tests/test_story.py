@@ -31,9 +31,9 @@ def theta_demo(out: Path, *flags: str, seconds: float) -> tuple[dict[str, Any], 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """Folder, result.json and words of a demo that trains for fifteen seconds."""
+    """Folder, result.json and words of the demo that trains for ten seconds."""
     out = tmp_path_factory.mktemp("demo")
-    return out, *theta_demo(out, "--preset", "smoke", "--train-s", "15", seconds=300)
+    return out, *theta_demo(out, "--preset", "smoke", "--num-networks", "8", seconds=300)
 
 
 @pytest.mark.ray

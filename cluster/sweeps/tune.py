@@ -17,7 +17,6 @@ from typing import Any, get_args
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from rich.console import Console
 from rich.table import Table
 
 from ckpt_factory.files import write_text
@@ -29,6 +28,7 @@ from .. import train
 from ..command import Command
 from ..progress import say
 from ..requests import REQUEST, check_held, wanted_of
+from ..tables import show_table
 from ..training_log import following_all
 from .jury import best_of
 from .placements import GiveBack
@@ -211,14 +211,14 @@ def write_results(config: TuneConfig, trials: list[Trial]) -> dict[str, Any]:
 def _show(trials: list[Trial]) -> None:
     table = Table("size", "tokens", "lr", "runs", "seed", "status", title="trials")
     for name in ("parameters", "CPU s", "held-out loss", "alignment"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for trial in trials:
         table.add_row(
             *(trial.size or "-", trial.tokens, f"{trial.lr:.3g}", f"{trial.training_runs:,}"),
             *(str(trial.seed), trial.status, f"{trial.parameters:,}"),
             *(f"{value:.4g}" for value in (trial.cpu_s, trial.held_out_loss, trial.alignment)),
         )
-    Console().print(table)
+    show_table(table)
 
 
 def _claim(config: TuneConfig, zoo: Zoo) -> None:

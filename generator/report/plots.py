@@ -237,8 +237,8 @@ def shares(
                 end = x[-1] if last is None else max(x[-1], math.log1p(last))
                 x, y = np.concatenate([x[:1], x, [end]]), np.concatenate([[0], y, y[-1:]])
                 ax.step(x, y, where="post", color=LIGHT[colour], lw=2, label=title)
-                if y[-1] >= 50:
-                    ax.plot(x[np.argmax(y >= 50)], 50, "o", color=LIGHT[colour], ms=6)
+            if len(known) and math.isfinite(middle := float(np.median(known))):
+                ax.plot(middle if last is None else math.log1p(middle), 50, "o", color=LIGHT[colour], ms=6)
         ax.axhline(50, color=LIGHT["muted"], lw=1, ls=(0, (4, 3)), zorder=0.5)
         ax.set(ylim=(0, 101), xlabel=label, ylabel="share of networks, %")
         ax.set_xlim(left=0)
@@ -304,7 +304,8 @@ def _crossing(ax: Axes, x: float, y: float, text: str) -> None:
     colour, right = LIGHT["made"], x > 0.6 * ax.get_xlim()[1]
     ax.vlines(x, 0, 1, transform=ax.get_xaxis_transform(), color=colour, lw=1, ls=":")
     ax.plot(x, y, "o", color=colour, ms=7)
-    offset, side = (-9 if right else 9, 8), "right" if right else "left"
+    top = ax.transAxes.inverted().transform(ax.transData.transform((x, y)))[1] > 0.85  # the legend is above
+    offset, side = (-9 if right else 9, -16 if top else 8), "right" if right else "left"
     ax.annotate(text, (x, y), offset, textcoords="offset points", ha=side, color=colour, weight="bold")
 
 
@@ -337,11 +338,8 @@ def log_x_axis(ax: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis with numbers in plain digits, more of them where the values span little."""
     span = max(values) / min(values) if values else 10.0
     ax.set_xscale("log")
-    if span < 5:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    else:
-        subs = (1, 2, 3, 5) if span < 30 else (1, 3) if span < 300 else (1,)
-        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    subs = (1, 2, 3, 5) if span < 30 else (1, 3) if span < 300 else (1,)
+    ax.xaxis.set_major_locator(MaxNLocator(5) if span < 5 else LogLocator(subs=subs, numticks=12))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

@@ -90,7 +90,7 @@ def audit(e: Evidence) -> str:
     pairs = (
         ("Mean " + label(metric), "quality_generated", "quality_held_out", metric),
         (
-            "Copies, nearer to one run than a third of the way to the next",
+            "Copies, nearer to one run than a third of the way to the next, or as good as one",
             "copy_rate",
             "copy_rate_held_out",
             "copy_rate",
@@ -107,6 +107,7 @@ def audit(e: Evidence) -> str:
     rows = [
         (title, show(r.get(ours), 3, column=column) if ours else "", show(r.get(theirs), 3, column=column))
         for title, ours, theirs, column in pairs
+        if r.get(ours) is not None  # policies make no mistakes that could be compared
     ]
     prompts = [show(r.get(f"{name}prompt_alignment"), 3) for name in ("", "shuffled_")]
     facts = table(*rows, heads=("", "generated", f"held-out {e.rival}, as good"))

@@ -132,10 +132,13 @@ def beyond(e: Evidence) -> str:
         ("Best network of all prompts", show(network, column=e.column)),
         heads=(label(e.column).capitalize(), ""),
     )
+    end = ""
+    if e.generator.origin.objective == "max":
+        end = " It does not know the largest there can be: prompts may lie beyond that, too."
     return f"""<p>From the best {label(e.generator.metric)} that any training run has, towards
-{prompts[-1].item():.3g}: nobody has shown the generator such networks. These prompts are asked for as they
-are, not calibrated. Validation metrics choose
-the prompt, the network and the zoo's checkpoint; these are their test metrics.</p>
+{prompts[-1].item():.3g}: nobody has shown the generator such networks.{end} These prompts are asked for as
+they are, not calibrated. Validation metrics choose the prompt, the network and the zoo's checkpoint; these
+are their test metrics.</p>
 <div class="figures"><figure>{svg}<figcaption>Medians and 80 % of networks, the same noise for all prompts.
 </figcaption></figure>{facts}</div>"""
 

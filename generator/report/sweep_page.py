@@ -37,8 +37,8 @@ def sweep_page(trials: Sequence[Trial], laws: Mapping[str, PowerLaw]) -> str:
     """One HTML document that refers to nothing outside; the same input gives the same bytes."""
     title = "losses against parameters, training runs and CPU seconds"
     svg = figure_svg("sweep", title, lambda figure: paint(figure, trials, laws), SIZE)
-    names = ("size", "tokens", "lr", "share", "training_runs", "seed", "status", "parameters", "pairs")
-    names += ("cpu_s", "held_out_loss", "alignment")
+    names = ("status", "held_out_loss", "alignment", "size", "tokens", "lr", "share", "training_runs", "seed")
+    names += ("parameters", "pairs", "cpu_s")
     rows = (
         [html.escape(trial.name), *(show(None if _is_nan(v := trial.row()[n]) else v) for n in names)]
         for trial in trials
@@ -134,7 +134,8 @@ def _costs(ax: Axes, trials: Sequence[Trial], quantity: str) -> None:
             label = "_" if i else _label(trial, "width", kinds)
             ax.plot(*zip(*points, strict=True), lw=1, alpha=0.8, label=label, **look)
     cost, loss = cpu_frontier(own, quantity)
-    ax.plot(cost, loss, color=LIGHT["ink"], lw=1.2, drawstyle="steps-post", label="frontier")
+    if len(cost) > 1:
+        ax.plot(cost, loss, color=LIGHT["ink"], lw=1.2, drawstyle="steps-post", label="frontier")
     _legend(ax)
 
 

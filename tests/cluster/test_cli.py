@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -72,6 +73,13 @@ def test_the_overview_costs_no_import_of_torch_or_ray() -> None:
     assert done.stdout.endswith("set()\n")
     for verb in VERBS:
         assert verb in done.stdout
+
+
+def test_who_has_read_enough_of_the_help_is_told_nothing() -> None:
+    command = f"{sys.executable} -m cluster make --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 128 + signal.SIGPIPE), "all of it may have been written before"
+    assert done.stderr == ""
 
 
 def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
