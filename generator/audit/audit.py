@@ -117,10 +117,8 @@ def repeated(task: Task, theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
     again = torch.zeros(len(theta), dtype=torch.bool)
     if len(theta) < 2:
         return again
-    theta, distance = (
-        freedom_of(task).canonical(task.symmetry, theta),
-        AlignedDistance(task.spec, task.symmetry),
-    )
+    theta = freedom_of(task).canonical(task.symmetry, theta)
+    distance = AlignedDistance(task.spec, task.symmetry)
     for k in range(1, len(theta)):
         near = SAME * theta[k : k + 1].double().norm(dim=1)
         again[k] = distance.nearest(theta[k : k + 1], theta[:k][~again[:k]], near)[0] < near[0]

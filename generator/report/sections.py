@@ -105,7 +105,7 @@ def audit(e: Evidence) -> str:
         ("Share outside the span of training networks", "off_span", "off_span_held_out", ""),
     )
     rows = [
-        (title, show(r.get(ours), 3, column=column) if ours else "", show(r.get(theirs), 3, column=column))
+        (title, show(r[ours], 3, column=column), show(r.get(theirs), 3, column=column))
         for title, ours, theirs, column in pairs
         if r.get(ours) is not None  # policies make no mistakes that could be compared
     ]
