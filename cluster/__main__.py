@@ -1,6 +1,7 @@
 """The command `theta`: prepares Ray's environment, then hands over to the command line."""
 
 import os
+import signal
 import sys
 
 from .runtime import prepare_environment
@@ -20,7 +21,13 @@ def main() -> None:
     prepare_environment(None if address == "None" else address)
     from .cli import run  # noqa: PLC0415
 
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads what is written has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 if __name__ == "__main__":

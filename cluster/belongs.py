@@ -49,9 +49,9 @@ def check_same_training(generator: Path, out: Path) -> None:
     """
     if not (out / CONFIG).exists():
         return
-    before, changed = ((folder / CONFIG).read_text(encoding="utf-8") for folder in (out, generator))
-    with suppress(ValueError):  # nobody's generator, if it is no JSON
-        if json.loads(before)["training"] == json.loads(changed)["training"]:
+    with suppress(ValueError, KeyError, TypeError):  # of something else than a generator
+        before, changed = (json.loads((folder / CONFIG).read_bytes()) for folder in (out, generator))
+        if before["training"] == changed["training"]:
             return
     raise ValueError(
         f"{out} holds a generator of another training than {generator}; give another --out, or remove it"

@@ -19,11 +19,10 @@ from typing import Any
 
 import tyro
 import tyro.constructors
-from rich.console import Console
 from rich.table import Column, Table
 
 from .command import Command
-from .progress import say
+from .progress import Screen, say
 from .runtime import AddressConfig, RayConfig, ray_session
 from .verbs import about, command_of, did_you_mean, overview, overview_of_benchmarks
 
@@ -40,14 +39,14 @@ def run(args: Sequence[str]) -> int:
     args = [arg for arg in args if arg != "--debug"]
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR)
     if not args or args[0] in HELP:
-        Console().print(overview(), highlight=False)
+        Screen().print(overview(), highlight=False)
         return 0
     if args == ["--version"]:
-        Console().print(f"thetaforge {importlib.metadata.version('thetaforge')}", highlight=False)
+        Screen().print(f"thetaforge {importlib.metadata.version('thetaforge')}", highlight=False)
         return 0
     name, *rest = args
     if name == "bench" and (not rest or rest[0] in HELP):
-        Console().print(overview_of_benchmarks(), highlight=False)
+        Screen().print(overview_of_benchmarks(), highlight=False)
         return 0
     if name == "bench" and not rest[0].startswith("-"):
         name, rest = f"bench {rest[0]}", rest[1:]
@@ -55,9 +54,8 @@ def run(args: Sequence[str]) -> int:
     try:
         command = command_of(name)
         return _run_command(name, command, rest)
-    except BrokenPipeError:  # who reads what is written has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug or not _is_expected(error):
             raise
@@ -122,7 +120,7 @@ def _run_command(name: str, command: Command, args: list[str]) -> int:
                 if type(value) is int
                 else str(value),
             )
-    Console().print(table)
+    Screen().print(table)
     say(f"written: {out / RESULT}")
     return status
 

@@ -18,6 +18,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
+
+class Screen(Console):
+    """Rich's own ends the process where nobody reads what is written any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 console = Console(stderr=True)
 LINE_EVERY_S = 5.0
 

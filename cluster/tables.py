@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from .progress import Screen
 
 WIDE = 200
 """Columns of text where tables are written into a file or a pipe, which cut nothing off."""
@@ -14,9 +15,9 @@ WIDE = 200
 
 def show_table(table: Table) -> None:
     """Print a table, on a terminal within its width."""
-    console = Console()
+    console = Screen()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=WIDE)
+        console = Screen(width=WIDE)
     console.print(table)
 
 

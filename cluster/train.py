@@ -263,7 +263,7 @@ def fit(
         with following(config.out / LOG):
             result = trainer.fit()
     except (SystemExit, KeyboardInterrupt):  # the former is what Ray Train makes of Ctrl-C
-        begins = "no state is saved yet; the same command begins again"
+        begins = "no state of the training is saved yet; the same command begins it again"
         raise KeyboardInterrupt("" if is_state_saved(config.out) else begins) from None
     except WorkerGroupError as error:
         raise _cause(error) from None

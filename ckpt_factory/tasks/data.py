@@ -264,13 +264,12 @@ def _check_published(
     shapes = [each.shape[2 if each.shape[1] == 1 else 1 :] for each in found]  # grey ones may name a channel
     if shapes == [shape, shape] and tuple(map(len, found)) == counts:
         return
-    expected, given = (
-        f"{numbers[0]:,} and {numbers[1]:,} images of {'x'.join(map(str, of))}"
-        for numbers, of in ((counts, shape), (tuple(map(len, found)), shapes[0]))
-    )
+    size, *sizes = ("x".join(map(str, each)) for each in (shape, *shapes))
+    given = " and ".join(f"{len(each):,} of {of}" for each, of in zip(found, sizes, strict=True))
     raise ValueError(
-        f"{data_root}: {name} has {expected}, found {given}; give --data-root (in Python data_root=) a "
-        f"folder with {folder}/train.parquet and {folder}/test.parquet, or with the two themselves"
+        f"{data_root}: {name} has {counts[0]:,} and {counts[1]:,} images of {size}, found {given}; give "
+        f"--data-root (in Python data_root=) a folder with {folder}/train.parquet and {folder}/test.parquet, "
+        "or with the two themselves"
     )
 
 

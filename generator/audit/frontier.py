@@ -93,7 +93,7 @@ class Margin(NamedTuple):
 
     def mirrored(self) -> "Margin":
         """By how much they are worse."""
-        return Margin(-self.value, -self.high, -self.low)
+        return Margin(*(0.0 - each for each in (self.value, self.high, self.low)))  # no -0
 
 
 def quality_at(novelty: Sequence[ndarray], quality: Sequence[ndarray], at: ndarray) -> Float[ndarray, " R"]:

@@ -145,7 +145,7 @@ def test_a_few_images_are_not_mnist(tmp_path: Path) -> None:
         write_images(tmp_path / f"{name}.parquet", [png()], [3])
     with pytest.raises(
         ValueError,
-        match=r"10,000 images of 28x28, found 1 and 1 images of \d+x\d+; give --data-root .*mnist/train",
+        match=r"10,000 images of 28x28, found 1 of 1x784 and 1 of 1x784; give --data-root .*mnist/train",
     ):
         mnist(tmp_path)
 

@@ -276,10 +276,12 @@ def test_mnist_and_cifar_are_found_in_the_hubs_layout(tmp_path: Path) -> None:
     for place, split in ((a, b) for a in ("mnist", "cifar10/plain_text") for b in ("train", "test")):
         shape = (28, 28, 1) if place == "mnist" else (32, 32, 3)
         write(tmp_path / place / f"{split}-00000-of-00001.parquet", [encoded(pixels(1, shape)[0])], [0])
-    with pytest.raises(ValueError, match="60,000 and 10,000 images of 28x28, found 1 and 1 images of 28x28"):
+    with pytest.raises(
+        ValueError, match="60,000 and 10,000 images of 28x28, found 1 of 28x28 and 1 of 28x28"
+    ):
         mnist(tmp_path)
     with pytest.raises(
-        ValueError, match="50,000 and 10,000 images of 3x32x32, found 1 and 1 images of 3x32x32"
+        ValueError, match="50,000 and 10,000 images of 3x32x32, found 1 of 3x32x32 and 1 of 3x32x32"
     ):
         cifar10(tmp_path)
 

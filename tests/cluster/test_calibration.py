@@ -57,15 +57,15 @@ def test_what_does_not_belong_together_is_refused(
     shutil.copytree(trained, tmp_path / "another")
     of = (tmp_path / "another" / CONFIG).read_text()
     (tmp_path / "another" / CONFIG).write_text(of.replace('"pairs": ', '"pairs": 1'))
-    for command, config in (
-        (COMMAND, CalibrateConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
-        (MOMENTS, MomentsConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
+    for odd, command, config in (
+        ("{", COMMAND, CalibrateConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
+        ("[]", MOMENTS, MomentsConfig(generator=trained, zoo=digits_zoo.path, out=tmp_path / "another")),
     ):
         with pytest.raises(ValueError, match="another holds a generator of another training than"):
             command.check(config)
         (tmp_path / "another" / CONFIG).write_text(of)
         command.check(config)
-        (tmp_path / "another" / CONFIG).write_text("{")
+        (tmp_path / "another" / CONFIG).write_text(odd)
     by = SamplingChange(sampler="extended-ddpm")
     with pytest.raises(ValueError, match="needs to know how uncertain"):
         COMMAND.check(CalibrateConfig(generator=trained, zoo=other.path, sampling=by))
