@@ -1,20 +1,26 @@
 """One training that several tests compare with or use, since each costs a start of Ray Train."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from ckpt_factory.zoo import Zoo
 from cluster import train
+from cluster.runtime import LOOPBACK_ONLY
 from cluster.train_config import GeneratorConfig
 from generator.coordinates import Coordinates
 from generator.model.dit import DiTConfig
 from generator.training.train import TrainConfig
 
+from ..conftest import theta_environment
 from .processes import descendants, listening_addresses
 
 TRAINING = TrainConfig(
@@ -41,10 +47,30 @@ def mirror_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def intruder(ray_cluster: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that wants to join with a token of its own: it takes twenty seconds to be turned away."""
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="session")
 def watched_training(
-    ray_cluster: int, digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
+    intruder: subprocess.Popen[str], digits_zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, set[str]]:
-    """The folder of a training by two workers, and the addresses that Ray listened on meanwhile."""
+    """The folder of a training by two workers, and the addresses that Ray listened on meanwhile.
+
+    While it trains the intruder is turned away.
+    """
     out = tmp_path_factory.mktemp("generators") / "whole"
     config = GeneratorConfig(zoo=digits_zoo.path, out=out, held_out=0.25, training=TRAINING)
     addresses: set[str] = set()

@@ -97,6 +97,7 @@ def test_a_zoo_of_another_task_is_refused(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_released_model_is_judged_on_the_zoo_that_it_was_imported_with(
     ray_cluster: int,
     write: Callable[[str, str], Path],

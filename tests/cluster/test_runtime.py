@@ -3,11 +3,9 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from ckpt_factory import RunPlan
 from cluster.factory import CheckpointFactory
@@ -21,23 +19,6 @@ pytestmark = pytest.mark.ray
 
 
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-
-
-@pytest.fixture
-def intruder(ray_cluster: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that wants to join with a token of its own: it takes twenty seconds to be turned away."""
-    address = ray.get_runtime_context().gcs_address
-    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
-    environment = theta_environment() | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    yield process
-    process.kill()
 
 
 def test_local_ray_listens_on_loopback_alone_even_while_it_trains_and_refuses_who_has_no_token(
