@@ -305,6 +305,6 @@ def _one_line(box: str) -> str:
     choice = re.search(r"invalid choice '(.*?)' .*Expected one of \((.*?)\)", text)
     if choice:
         known = sorted(set(re.findall(r"'(.*?)'", choice[2])) - {"None"})
-        hint = did_you_mean(choice[1], known).removesuffix(" ").removesuffix(";")
+        hint = did_you_mean(choice[1], known).removesuffix(" ")
         text = text[: choice.start(2) - 1] + ", ".join(known) + (f"; {hint}" if hint else "")
     return f"{text.removesuffix('.')}; see --help"

@@ -84,8 +84,7 @@ def _run(config: VerifyConfig) -> Outcome:
         )
     if found.damaged_units:
         say(f"`{maker} --repair` with the zoo's own settings makes damaged shards anew")
-    unfinished = found.missing_units and not (found.problems or found.damaged_units)
-    return result, config.out, 0 if found.ok else 1 if unfinished else 2
+    return result, config.out, 2 if found.problems else 1 if found.missing_units else 0
 
 
 def _check(config: VerifyConfig) -> None:

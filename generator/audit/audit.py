@@ -23,7 +23,7 @@ from ..artefact import WeightGenerator
 from ..medians import median
 from ..rebasin import AlignedDistance
 from ..training.hole import Hole
-from .balance import freedom_of
+from .balance import Freedom, freedom_of
 from .baselines import BASELINES
 from .frontier import Judged, Subjects
 from .novelty import (
@@ -96,10 +96,10 @@ class Subject:
         """Without networks or metrics that are not finite."""
         return self._only(self.theta.isfinite().all(1) & self.metric.isfinite())
 
-    def distinct(self, task: Task) -> "Subject":
+    def distinct(self, task: Task, freedom: Freedom) -> "Subject":
         """Without networks that stand for the quality a second time."""
         kept = torch.ones(len(self.theta), dtype=torch.bool)
-        kept[: self.num_best] = ~repeated(task, self.theta[: self.num_best])
+        kept[: self.num_best] = ~repeated(task, freedom, self.theta[: self.num_best])
         return self._only(kept)
 
     def _only(self, kept: Bool[Tensor, " Q"]) -> "Subject":
@@ -112,12 +112,12 @@ class Subject:
         )
 
 
-def repeated(task: Task, theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
+def repeated(task: Task, freedom: Freedom, theta: Float[Tensor, "Q D"]) -> Bool[Tensor, " Q"]:
     """Which networks are one of those before them once more, whatever the order and scale of hidden units."""
     again = torch.zeros(len(theta), dtype=torch.bool)
     if len(theta) < 2:
         return again
-    theta = freedom_of(task).canonical(task.symmetry, theta)
+    theta = freedom.canonical(task.symmetry, theta)
     distance = AlignedDistance(task.spec, task.symmetry)
     for k in range(1, len(theta)):
         near = SAME * theta[k : k + 1].double().norm(dim=1)
@@ -246,8 +246,8 @@ def audit_networks(
     runs = training_runs(zoo, subject.num_training_runs)
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} finished training runs; an audit needs two")
-    given, sound = subject, subject.sound()
-    subject = sound.distinct(task)
+    given, sound, freedom = subject, subject.sound(), freedom_of(task)
+    subject = sound.distinct(task, freedom)
     counts = _counts(given, sound, subject)
     if not subject.num_best:
         return nothing_to_audit(counts), {}
@@ -262,7 +262,7 @@ def audit_networks(
         middle,
         subject.hole,
         frozenset(spanning_runs(searched, task.spec.D)),
-        freedom_of(task),
+        freedom,
     )
     units = zoo.finished_units()
     neighbours, canonical, pool, spanning = merge(

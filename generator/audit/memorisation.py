@@ -71,7 +71,7 @@ def memorised(
     grid = prompt_grid(generator, task, start, seed=settings.seed, num_prompts=num_prompts, best=best)
     subject = subject_of_grid(generator, grid, start, most=num_networks, seed=settings.seed)
     result, arrays = audit_networks(subject, held_out, zoo, task, settings)
-    if result["outcome"] == "broken" and not arrays:
+    if not arrays:
         raise ValueError(f"{result['verdict']} There is nothing to audit: train for longer")
     alignment = prompt_alignment(grid["prompts"], grid[f"test_{generator.metric}"])
     ratio = arrays["distance_generated"] / median(arrays["distance_held_out"])

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from torch import Tensor
 
 THEME = {
@@ -340,7 +340,7 @@ def log_x_axis(ax: Axes, values: Sequence[float]) -> None:
     ax.set_xscale("log")
     subs = (1, 2, 3, 5) if span < 30 else (1, 3) if span < 300 else (1,)
     ax.xaxis.set_major_locator(MaxNLocator(5) if span < 5 else LogLocator(subs=subs, numticks=12))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_major_formatter(plain_digits)
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 

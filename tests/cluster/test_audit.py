@@ -109,6 +109,17 @@ def test_a_generator_is_audited_and_its_evaluation_reports_it(
     assert "The audit " in page
 
 
+@pytest.mark.slow
+def test_an_evaluations_audit_searches_as_many_runs_as_it_is_told(
+    trained: Path, digits_zoo: Zoo, tmp_path: Path
+) -> None:
+    paths = ["--zoo", str(digits_zoo.path), "--generator", str(trained), "--search-runs", "8"]
+    flags = ["--num-networks", "4", "--num-prompts", "3", "--num-seeds", "1", "--distance-networks", "4"]
+    assert run(["evaluate", *paths, *flags, "--out", str(tmp_path)]) == 0
+    fewer = json.loads((tmp_path / "result.json").read_text())
+    assert fewer["audit_verdict"].endswith(f"Searched 8 of {fewer['audit_training_runs']} training runs.")
+
+
 def test_what_cannot_be_audited_is_refused(
     ray_cluster: int,
     digits: Task,

@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +14,9 @@ import torch
 
 from ckpt_factory import RunPlan
 from ckpt_factory.zoo import HEADER, Zoo
-from cluster.bench import BENCHMARKS
 from cluster.cli import _parse, run
 from cluster.factory_config import FactoryConfig
-from cluster.verbs import VERBS, command_of
+from cluster.verbs import command_of
 from generator.artefact import CONFIG, WeightGenerator
 from generator.evaluation.starts import STARTS
 
@@ -52,40 +47,6 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 @pytest.fixture
 def generator_folder(trained: Path) -> Path:
     return trained
-
-
-@pytest.mark.parametrize(
-    "command", [*(name for name in VERBS if name != "bench"), *(f"bench {name}" for name in BENCHMARKS)]
-)
-def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run([*command.split(), "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "Examples:" in text
-    for preset in command_of(command).presets:
-        assert f"--preset {preset}" in text
-
-
-def test_the_overview_costs_no_import_of_torch_or_ray() -> None:
-    code = "import sys; from cluster.cli import run; run([]); print({'ray', 'torch'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("set()\n")
-    for verb in VERBS:
-        assert verb in done.stdout
-
-
-def test_who_has_read_enough_of_the_help_is_told_nothing() -> None:
-    for asked in ("make --help", "bench", "--version"):
-        command = f"{sys.executable} -m cluster {asked} | true; exit ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
-
-
-def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"]
-    assert capsys.readouterr().out.split() == ["thetaforge", declared]
 
 
 def test_unknown_command_and_task_get_a_suggestion(

@@ -60,7 +60,9 @@ def test_what_a_failed_trial_of_a_worker_that_ray_has_forgotten_held_is_removed(
     callback = GiveBack(lambda drawn: tmp_path)
     getattr(callback, hook)(0, [], SimpleNamespace(config={}))
     callback.on_step_end(0, [])
+    assert not callback.left
     wait_for(lambda: is_removed(group), 60.0, "it is still held")
+    assert is_removed(group)
 
 
 @pytest.mark.ray
